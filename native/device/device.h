@@ -1,0 +1,96 @@
+// What a backend offers to native/model: memory, and the operations of a Llama's training step. It knows no model.
+//
+// Notation: B sequences of T tokens, N = B*T rows, D width, H query heads, G key/value heads (H % G == 0), S head size, F feed-forward
+// width, V vocabulary. All matrices are row-major; weights are [out, in] as in Hugging Face's layout.
+// "+=" in a comment: the result is added to what the output held. Every operation is deterministic, and its result does not depend on the
+// number of threads: work is split by outputs, and reductions follow a fixed order.
+// Operations may run asynchronously (CUDA streams); synchronize() waits for all that was issued.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "native/core/tensor.h"
+
+namespace tinyllama {
+
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual void* data() const = 0;
+  virtual std::size_t bytes() const = 0;
+};
+
+enum class Transpose : std::uint8_t { no, yes };
+
+struct AttentionShape {
+  std::int64_t batch, length, heads, kv_heads, head_size;
+};
+
+struct AdamWArguments {
+  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  std::int64_t step;      // 1-based, for bias correction
+  float gradient_scale;   // gradients are multiplied by it first (global norm clipping)
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;
+
+  virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;  // zero-filled, 64-byte aligned; throws Error when out of memory
+  virtual void copy_in(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void copy_out(void* host, const void* device, std::size_t bytes) = 0;
+  virtual void fill_zero(void* device, std::size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // out(M,N) = op(a) · op(b) + (accumulate ? out : 0). op(a) is (M,K), op(b) is (K,N); `yes` means the operand is stored transposed.
+  // Forward of y = x·Wᵀ: matmul(y, x, no, W, yes); dx = dy·W: (dx, dy, no, W, no); dW += dyᵀ·x: (dW, dy, yes, x, no, accumulate).
+  virtual void matmul(Tensor out, Tensor a, Transpose transpose_a, Tensor b, Transpose transpose_b, bool accumulate) = 0;
+
+  // out(N,D): row n is table(V,D)'s row ids[n].
+  virtual void embedding_forward(Tensor out, Tensor table, const std::int32_t* ids) = 0;
+  // dtable(V,D) += dout(N,D)'s rows, summed per id in ascending row order.
+  virtual void embedding_backward(Tensor dtable, Tensor dout, const std::int32_t* ids) = 0;
+
+  // sum(N,D) = x + delta, when delta is given (sum may be x itself); then out = gain * sum / sqrt(mean(sum²) + eps), rstd(N).
+  // Without delta (delta.data == nullptr) sum is not written and x itself is normalized.
+  virtual void rms_norm_forward(Tensor out, float* rstd, Tensor sum, Tensor x, Tensor delta, const float* gain, float eps) = 0;
+  // dx(N,D) += gradient through the norm of x; dgain(D) += its gradient. x is what was normalized.
+  virtual void rms_norm_backward(Tensor dx, float* dgain, Tensor dout, Tensor x, const float* gain, const float* rstd) = 0;
+
+  // Rotates q and k inside the packed qkv rows (N, (H + 2G)·S) in place, half-split pairing (element i with i + S/2).
+  // cosine, sine: (T, S/2); the position of row n is n % T. inverse: the conjugate rotation, for the backward pass.
+  virtual void rotary(Tensor qkv, const float* cosine, const float* sine, const AttentionShape& shape, bool inverse) = 0;
+
+  // Causal grouped-query attention on packed rows [q heads | k heads | v heads]; out (N, H·S), lse (B,H,T) = log of the softmax sums
+  // (of scores scaled by 1/sqrt(S)). Memory beyond the outputs: a tile per thread, never T×T for the batch.
+  virtual void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape) = 0;
+  // dqkv (overwritten) from dout, with the forward's qkv, out and lse.
+  virtual void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape) = 0;
+
+  // act(N,F) = silu(gate) * up, gate_up(N,2F) holding [gate | up].
+  virtual void swiglu_forward(Tensor act, Tensor gate_up) = 0;
+  // dgate_up(N,2F) (overwritten; may be gate_up itself) from dact.
+  virtual void swiglu_backward(Tensor dgate_up, Tensor dact, Tensor gate_up) = 0;
+
+  // Fused linear + cross entropy in chunks of rows; never holds (N,V) logits.
+  // losses(N) = -log softmax(hidden · weightᵀ)[target] (0 where target < 0); dhidden(N,D) (overwritten) and dweight(V,D) += receive the gradient of
+  // scale * sum(losses).
+  virtual void linear_cross_entropy(float* losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
+                                    const std::int32_t* targets, float scale) = 0;
+  // log_probabilities(N) of the targets (0 where target < 0); greedy(N) = 1 where the target is the first arg max.
+  virtual void linear_log_probability(float* log_probabilities, std::uint8_t* greedy, Tensor hidden, Tensor weight,
+                                      const std::int32_t* targets) = 0;
+
+  // a += b, over count elements.
+  virtual void add(float* a, const float* b, std::int64_t count) = 0;
+  // The sum of squares, accumulated in double over fixed blocks. Waits for the result.
+  virtual double squared_norm(const float* values, std::int64_t count) = 0;
+  // AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay first, then the bias-corrected update.
+  virtual void adamw(float* weights, float* first_moment, float* second_moment, const float* gradients, std::int64_t count,
+                     const AdamWArguments& arguments) = 0;
+};
+
+}  // namespace tinyllama

@@ -1,0 +1,55 @@
+/**
+ * The typed values that flow between stages. An artifact is an immutable folder with a manifest; its digest names its content.
+ */
+import { Schema } from "effect"
+
+export const ArtifactType = Schema.Literals([
+  "Documents",
+  "TokenShards",
+  "PackedDataset",
+  "TrainingState",
+  "Checkpoint",
+  "HfModel",
+  "EvalReport",
+  "GgufModel"
+])
+export type ArtifactType = typeof ArtifactType.Type
+
+export const ArtifactFile = Schema.Struct({
+  /** Relative to the artifact's folder, with forward slashes. */
+  path: Schema.String,
+  bytes: Schema.Int,
+  sha256: Schema.String
+})
+
+/** Facts that a stage states about its output: counts, policies, scores. Part of the digest, so nothing of time or place goes in. */
+export const Facts = Schema.Record(Schema.String, Schema.Json)
+export type Facts = typeof Facts.Type
+
+export const Manifest = Schema.Struct({
+  type: ArtifactType,
+  /** sha256 of (type, files, facts) in canonical JSON. */
+  digest: Schema.String,
+  files: Schema.Array(ArtifactFile),
+  facts: Facts,
+  madeBy: Schema.Struct({
+    stageType: Schema.String,
+    stageVersion: Schema.Int,
+    stageKey: Schema.String,
+    run: Schema.String,
+    stage: Schema.String,
+    attempt: Schema.Int
+  })
+})
+export type Manifest = typeof Manifest.Type
+
+/** An artifact as a stage sees it: where its files lie, and what is said of it. */
+export const ArtifactHandle = Schema.Struct({
+  type: ArtifactType,
+  digest: Schema.String,
+  folder: Schema.String,
+  facts: Facts,
+  /** "stage.port" that produced it, for messages. */
+  origin: Schema.String
+})
+export type ArtifactHandle = typeof ArtifactHandle.Type

@@ -1,0 +1,126 @@
+/**
+ * The hand-written type of the native surface, and its loading. It mirrors native/binding one to one; nothing else imports the addon.
+ */
+import { createRequire } from "node:module"
+import { Effect, Schema } from "effect"
+
+/** Shape of a Llama-architecture model, in Hugging Face's names. */
+export interface ModelConfig {
+  readonly vocab_size: number
+  readonly hidden_size: number
+  readonly intermediate_size: number
+  readonly num_hidden_layers: number
+  readonly num_attention_heads: number
+  readonly num_key_value_heads: number
+  readonly head_dim: number
+  readonly rms_norm_eps: number
+  readonly rope_theta: number
+  readonly tie_word_embeddings: boolean
+}
+
+/** One tensor of the flat parameter buffer, by its Hugging Face name. `offset` and the product of `shape` count elements. */
+export interface ParameterInfo {
+  readonly name: string
+  readonly shape: ReadonlyArray<number>
+  readonly offset: number
+}
+
+/** `tokens` and `targets` are (batch, length), row by row; a target below 0 is not scored. */
+export interface Batch {
+  readonly tokens: Int32Array
+  readonly targets: Int32Array
+  readonly batch: number
+  readonly length: number
+}
+
+export interface AdamWStep {
+  /** 1-based optimizer step, for bias correction. */
+  readonly step: number
+  readonly learningRate: number
+  readonly beta1: number
+  readonly beta2: number
+  readonly epsilon: number
+  readonly weightDecay: number
+  /** "all": every tensor, TinyLlama's choice; "matrices": not the norm gains. */
+  readonly decay: "all" | "matrices"
+  /** Largest global gradient norm; 0 turns clipping off. */
+  readonly clip: number
+}
+
+export type StateKind = "weights" | "gradients" | "firstMoment" | "secondMoment"
+
+export interface NativeModel {
+  readonly parameters: ReadonlyArray<ParameterInfo>
+  readonly parameterCount: number
+  /** Fills the weights from a counter-based generator: element i depends on (seed, i) alone. TinyLlama's initialization. */
+  initialize(seed: number): void
+  /** Copies `length` elements from `offset` on; the optimizer's buffers come to life with the first step or write. */
+  read(kind: StateKind, offset: number, length: number): Float32Array
+  write(kind: StateKind, offset: number, values: Float32Array): void
+  /** Forward and backward; adds the gradient of lossScale × (sum of the scored targets' losses). Off the JavaScript thread. */
+  accumulate(batch: Batch, lossScale: number): Promise<{ readonly lossSum: number; readonly scored: number }>
+  /** Clips by the global norm, applies AdamW, zeroes the gradients. A gradient norm that is not finite applies nothing. */
+  step(options: AdamWStep): Promise<{ readonly gradientNorm: number }>
+  score(batch: Batch): Promise<{ readonly logProbabilities: Float32Array; readonly greedy: Uint8Array }>
+  /** All logits, (batch × length, vocab_size): for oracles and small checks, not for evaluation. */
+  logits(batch: Pick<Batch, "tokens" | "batch" | "length">): Promise<Float32Array>
+  dispose(): void
+}
+
+export interface EncodeOptions {
+  readonly addBos: boolean
+  readonly addEos: boolean
+  /** SentencePiece's dummy prefix: one ▁ in front of a non-empty text. */
+  readonly dummyPrefix: boolean
+}
+
+export interface NativeTokenizer {
+  readonly vocabularySize: number
+  /** Ids of one document. Bytes in, never JavaScript strings; invalid UTF-8 becomes U+FFFD byte by byte, as SentencePiece does. */
+  encode(document: Uint8Array, options: EncodeOptions): Int32Array
+  /** Bytes of the text, as SentencePiece decodes. Ids outside the vocabulary throw. */
+  decode(ids: Int32Array): Uint8Array
+  /** Offset of the first byte that is not valid UTF-8, or -1. */
+  firstInvalidUtf8(document: Uint8Array): number
+}
+
+export interface Vocabulary {
+  readonly pieces: ReadonlyArray<string>
+  readonly scores: Float32Array
+  /** SentencePiece's types: 1 normal, 2 unknown, 3 control, 6 byte. */
+  readonly types: Uint8Array
+}
+
+export interface Native {
+  /** "avx512", "avx2", "neon" or "scalar". */
+  instructionSet(): string
+  readonly Model: new (config: ModelConfig, options: { readonly threads: number }) => NativeModel
+  readonly Tokenizer: new (vocabulary: Vocabulary) => NativeTokenizer
+  /** Blocks of ggml's format for `type`; rows of `columns` elements (a multiple of 32 for Q8_0 and Q4_0). */
+  quantize(type: "F16" | "Q8_0" | "Q4_0", values: Float32Array, columns: number): Promise<Uint8Array>
+  /** GFLOP/s of a register-only fp32 FMA loop on `threads` threads. */
+  measurePeak(threads: number, seconds: number): Promise<number>
+  /** GFLOP/s of out(m,n) = op(a)·op(b) as the trainer calls it; median over at least `seconds`. */
+  measureMatmul(
+    threads: number,
+    shape: { readonly m: number; readonly n: number; readonly k: number; readonly transposeA: boolean; readonly transposeB: boolean },
+    seconds: number
+  ): Promise<number>
+}
+
+export class NativeUnavailable extends Schema.TaggedError<NativeUnavailable>()("NativeUnavailable", {
+  path: Schema.String,
+  reason: Schema.String
+}) {
+  override get message() {
+    return `the native engine cannot be loaded from ${this.path}: ${this.reason}\nNext: npm run build:native`
+  }
+}
+
+/** src/ and dist/ are siblings: the path holds for both. */
+const addonPath = new URL("../../build/Release/tinyllama_native.node", import.meta.url)
+
+export const load: Effect.Effect<Native, NativeUnavailable> = Effect.try({
+  try: () => createRequire(import.meta.url)(addonPath.pathname) as Native,
+  catch: (cause) => new NativeUnavailable({ path: addonPath.pathname, reason: String(cause) })
+})

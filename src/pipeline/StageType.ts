@@ -1,0 +1,146 @@
+/**
+ * What a stage type is: data (parameters with their change classes, typed ports, a version) and one function. The runner owns retries,
+ * state, events and cancellation; it reads these definitions and knows no stage by name.
+ */
+import { Effect, type FileSystem, type Path, Schema } from "effect"
+import type { HttpClient } from "effect/http"
+import type { ArtifactHandle, ArtifactType, Facts } from "../artifacts/Artifact.ts"
+
+/**
+ * What a changed parameter does to results that exist:
+ * identity: a new stage key, the stage runs anew; continuation: same lineage, goes on from its last checkpoint;
+ * additive: only the new items run; operational: nothing is stale.
+ */
+export type ChangeClass = "identity" | "continuation" | "additive" | "operational"
+export type ChangeRule = ChangeClass | ((before: Schema.Json, after: Schema.Json) => ChangeClass)
+
+export interface Parameter<S extends Schema.Codec<unknown, unknown> = Schema.Codec<unknown, unknown>> {
+  readonly schema: S
+  readonly change: ChangeRule
+  readonly describe: string
+  /** The encoded value when the file gives none; a parameter without default is required. */
+  readonly default?: S["Encoded"]
+}
+
+/** Declares a parameter: its Schema, what a change does, one line of help, and its default in the file's own form. */
+export const parameter = <S extends Schema.Codec<unknown, unknown>>(
+  schema: S,
+  options: { readonly change: ChangeRule; readonly describe: string; readonly default?: S["Encoded"] }
+): Parameter<S> => ({ schema, ...options })
+
+export type Parameters = Readonly<Record<string, Parameter>>
+export type Decoded<P extends Parameters> = { readonly [K in keyof P]: P[K]["schema"]["Type"] }
+
+export interface InputPort {
+  readonly type: ArtifactType
+  /** Takes a list of edges in the file's order. */
+  readonly many?: boolean
+  readonly optional?: boolean
+  readonly describe: string
+}
+export interface OutputPort {
+  readonly type: ArtifactType
+  readonly describe: string
+}
+
+export type InputHandles<I extends Readonly<Record<string, InputPort>>> = {
+  readonly [K in keyof I]: I[K] extends { readonly many: true }
+    ? ReadonlyArray<ArtifactHandle>
+    : I[K] extends { readonly optional: true }
+      ? ArtifactHandle | undefined
+      : ArtifactHandle
+}
+
+/** One live reading: `done` of `total` in `unit`; `metrics` are shown and journaled as they are. */
+export interface Progress {
+  readonly done: number
+  readonly total: number
+  readonly unit: string
+  readonly metrics?: Readonly<Record<string, number>>
+}
+
+/** What `run` may use. It executes in a worker process of its own, so native code that dies takes only its attempt along. */
+export interface StageContext<P, I> {
+  /** The stage's name in the file. */
+  readonly stage: string
+  readonly params: P
+  readonly inputs: I
+  /** The empty folder to fill for an output port; it is published when `run` succeeds. */
+  readonly output: (port: string) => string
+  /** A folder that all attempts with the same stage key share: in-stage checkpoints and partial downloads live here. */
+  readonly work: string
+  /** Relative paths in parameters are relative to this: the pipeline file's folder. */
+  readonly baseDirectory: string
+  readonly threads: number
+  readonly progress: (reading: Progress) => void
+  /** A line for the stage's log, shown to the user; `warn` stands out and is repeated in the summary. */
+  readonly log: (line: string) => void
+  readonly warn: (line: string) => void
+  /** True once SIGTERM or SIGINT asked this attempt to stop: save what is resumable, then fail with Preempted. Poll it in every loop. */
+  readonly stopRequested: () => boolean
+}
+
+/** Why a stage failed, in the classes that retry policies name. Only `network` and `worker-lost` are worth the same try again. */
+export const FailureClass = Schema.Literals([
+  "invalid-input",
+  "corrupt",
+  "network",
+  "disk-full",
+  "diverged",
+  "out-of-memory",
+  "timeout",
+  "worker-lost",
+  "preempted",
+  "internal"
+])
+export type FailureClass = typeof FailureClass.Type
+
+/** An expected failure: `message` names the place and the cause, `next` the step that helps. */
+export class StageError extends Schema.TaggedError<StageError>()("StageError", {
+  failure: FailureClass,
+  message: Schema.String,
+  next: Schema.String
+}) {}
+
+/** The attempt stopped because it was asked to, and saved what it could. The runner exits 75. */
+export class Preempted extends Schema.TaggedError<Preempted>()("Preempted", { message: Schema.String }) {}
+
+export type StageServices = FileSystem.FileSystem | Path.Path | HttpClient.HttpClient
+
+export interface StageType<
+  P extends Parameters = Parameters,
+  I extends Readonly<Record<string, InputPort>> = Readonly<Record<string, InputPort>>,
+  O extends Readonly<Record<string, OutputPort>> = Readonly<Record<string, OutputPort>>
+> {
+  readonly name: string
+  /** Raise when the same parameters and inputs would give different bytes: it is part of the stage key. */
+  readonly version: number
+  readonly describe: string
+  readonly params: P
+  readonly inputs: I
+  readonly outputs: O
+  /**
+   * What the stage reads from outside the pipeline, as JSON for the stage key (digests of local files, say). Evaluated by the runner, before
+   * anything runs; without it only parameters and inputs count.
+   */
+  observe?(params: Decoded<P>, baseDirectory: string): Effect.Effect<Schema.Json, StageError, FileSystem.FileSystem | Path.Path>
+  /** Fills the output folders; returns each port's facts. */
+  run(
+    context: StageContext<Decoded<P>, InputHandles<I>>
+  ): Effect.Effect<{ readonly [K in keyof O]: Facts }, StageError | Preempted, StageServices>
+}
+
+/** Keeps the literal types of ports and parameters, so that `run` sees them exactly. */
+export const defineStage = <
+  const P extends Parameters,
+  const I extends Readonly<Record<string, InputPort>>,
+  const O extends Readonly<Record<string, OutputPort>>
+>(
+  stage: StageType<P, I, O>
+): StageType<P, I, O> => stage
+
+/**
+ * A stage type whose parameters and ports are known only at run time: what registries hold. (`run` and `observe` are methods, hence bivariant:
+ * every StageType is one of these.)
+ */
+export type AnyStageType = StageType
