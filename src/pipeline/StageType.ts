@@ -124,6 +124,8 @@ export interface StageType<
    * anything runs; without it only parameters and inputs count.
    */
   observe?(params: Decoded<P>, baseDirectory: string): Effect.Effect<Schema.Json, StageError, FileSystem.FileSystem | Path.Path>
+  /** One short phrase for the table at a run's end, from the facts of each output port: how much, how good. */
+  headline?(facts: { readonly [K in keyof O]: Facts }): string
   /** Fills the output folders; returns each port's facts. */
   run(
     context: StageContext<Decoded<P>, InputHandles<I>>
