@@ -1,0 +1,36 @@
+// One fp32 value per parameter, on the device, in the flat order of ParameterLayout: weights, gradients or a moment.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "native/device/device.h"
+
+namespace tinyllama {
+
+class ParameterBuffer {
+ public:
+  // Allocates nothing yet. `name` is for messages.
+  ParameterBuffer(Device& device, const char* name, std::int64_t count);
+
+  std::int64_t count() const { return count_; }
+  bool allocated() const { return buffer_ != nullptr; }
+
+  // Allocates (zero-filled) at the first call.
+  float* data();
+
+  // Copy `length` elements from `offset` on; outside the buffer throws Error. A buffer that was never allocated reads as zeros.
+  void read(std::int64_t offset, std::int64_t length, float* out);
+  void write(std::int64_t offset, std::int64_t length, const float* values);
+
+  void fill_zero();
+
+ private:
+  void check_range(std::int64_t offset, std::int64_t length) const;
+
+  Device& device_;
+  const char* name_;
+  std::int64_t count_;
+  std::unique_ptr<Buffer> buffer_;
+};
+
+}  // namespace tinyllama

@@ -1,0 +1,53 @@
+// AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over a model's flat buffers, with clipping by the global norm.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "native/device/device.h"
+#include "native/model/config.h"
+#include "native/model/parameter_buffer.h"
+
+namespace tinyllama {
+
+enum class DecayPolicy : std::uint8_t {
+  all,      // every tensor, TinyLlama's choice
+  matrices  // not the norm gains
+};
+
+struct AdamWOptions {
+  std::int64_t step = 1;  // 1-based, for bias correction
+  double learning_rate = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
+  DecayPolicy decay = DecayPolicy::all;
+  double clip = 0;  // largest global gradient norm; 0 turns clipping off
+};
+
+class AdamW {
+ public:
+  // The moments are allocated at the first step or write.
+  AdamW(Device& device, const ParameterLayout& layout);
+
+  ParameterBuffer& first_moment() { return first_moment_; }
+  ParameterBuffer& second_moment() { return second_moment_; }
+
+  // Scales the gradients by min(1, clip / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_, updates the weights and zeroes the gradients.
+  // Returns the norm before clipping. When it is not finite, weights and moments stay as they were; the gradients are zeroed all the same.
+  double step(ParameterBuffer& weights, ParameterBuffer& gradients, const AdamWOptions& options);
+
+ private:
+  // Neighbouring tensors of one kind, [offset, offset + count).
+  struct Segment {
+    std::int64_t offset, count;
+    bool gain;
+  };
+
+  Device& device_;
+  std::vector<Segment> segments_;
+  ParameterBuffer first_moment_;
+  ParameterBuffer second_moment_;
+};
+
+}  // namespace tinyllama
