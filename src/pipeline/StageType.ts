@@ -119,11 +119,16 @@ export interface StageType<
   readonly params: P
   readonly inputs: I
   readonly outputs: O
+  /** Cores that a stage takes when the file names none: "all" for stages that split their work over threads. Default 1. */
+  readonly cpus?: "all" | number
   /**
    * What the stage reads from outside the pipeline, as JSON for the stage key (digests of local files, say). Evaluated by the runner, before
    * anything runs; without it only parameters and inputs count.
    */
-  observe?(params: Decoded<P>, baseDirectory: string): Effect.Effect<Schema.Json, StageError, FileSystem.FileSystem | Path.Path>
+  observe?(
+    params: Decoded<P>,
+    baseDirectory: string
+  ): Effect.Effect<Schema.Json, StageError, FileSystem.FileSystem | Path.Path>
   /** One short phrase for the table at a run's end, from the facts of each output port: how much, how good. */
   headline?(facts: { readonly [K in keyof O]: Facts }): string
   /** Fills the output folders; returns each port's facts. */
