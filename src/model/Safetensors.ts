@@ -76,8 +76,9 @@ export interface SafetensorsFile {
 
 const elementsOf = (shape: ReadonlyArray<number>): number => shape.reduce((product, size) => product * size, 1)
 
+/** The system's own words say more than the tag ("ENOSPC: no space left on device, write"). */
 const toError = (path: string) => (error: PlatformError.PlatformError) =>
-  new SafetensorsError({ path, cause: error.message })
+  new SafetensorsError({ path, cause: error.cause instanceof Error ? error.cause.message : error.message })
 
 /** Reads exactly `length` bytes from `position` on. */
 const readRange = Effect.fnUntraced(function* (file: FileSystem.File, path: string, position: number, length: number) {
