@@ -116,8 +116,8 @@ void Llama::forward_layer(std::size_t index) {
   // The residual stream enters as the embedding, or as the layer below's stream plus what its MLP adds.
   const bool first = index == 0;
   const Tensor below = first ? layer.attention_input : activations_.layers[index - 1].mlp_input;
-  device_.rms_norm_forward(layer.attention_normed, layer.attention_rstd, layer.attention_input, below, first ? Tensor{} : activations_.delta,
-                           weights_.data() + offsets.attention_norm, eps);
+  device_.rms_norm_forward(layer.attention_normed, layer.attention_rstd, layer.attention_input, below,
+                           first ? Tensor{} : activations_.delta, weights_.data() + offsets.attention_norm, eps);
   device_.matmul(layer.qkv, layer.attention_normed, Transpose::no, weight(offsets.qkv, qkv_width, width), Transpose::yes, false);
   device_.rotary(layer.qkv, cosine, sine, shape_, false);
   device_.attention_forward(layer.attended, layer.lse, layer.qkv, shape_);
@@ -162,7 +162,8 @@ void Llama::backward_layer(std::size_t index) {
   device_.matmul(gradient(offsets.output, width, query_width), stream, Transpose::yes, layer.attended, Transpose::no, true);
   device_.attention_backward(activations_.qkv_gradient, activations_.attended_gradient, layer.qkv, layer.attended, layer.lse, shape_);
   device_.rotary(activations_.qkv_gradient, cosine, sine, shape_, true);
-  device_.matmul(gradient(offsets.qkv, qkv_width, width), activations_.qkv_gradient, Transpose::yes, layer.attention_normed, Transpose::no, true);
+  device_.matmul(gradient(offsets.qkv, qkv_width, width), activations_.qkv_gradient, Transpose::yes, layer.attention_normed,
+                 Transpose::no, true);
   device_.matmul(normed_gradient, activations_.qkv_gradient, Transpose::no, weight(offsets.qkv, qkv_width, width), Transpose::no, false);
   device_.rms_norm_backward(stream, gradients_.data() + offsets.attention_norm, normed_gradient, layer.attention_input,
                             weights_.data() + offsets.attention_norm, layer.attention_rstd);

@@ -18,15 +18,16 @@ class ParameterBuffer {
   // Allocates (zero-filled) at the first call.
   float* data();
 
-  // Copy `length` elements from `offset` on; outside the buffer throws Error. A buffer that was never allocated reads as zeros.
+  // Throws Error unless [offset, offset + length) lies within the buffer.
+  void check_range(std::int64_t offset, std::int64_t length) const;
+
+  // Copy `length` elements from `offset` on, after check_range. A buffer that was never allocated reads as zeros.
   void read(std::int64_t offset, std::int64_t length, float* out);
   void write(std::int64_t offset, std::int64_t length, const float* values);
 
   void fill_zero();
 
  private:
-  void check_range(std::int64_t offset, std::int64_t length) const;
-
   Device& device_;
   const char* name_;
   std::int64_t count_;

@@ -1,0 +1,282 @@
+#include "native/binding/model_binding.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "native/binding/arguments.h"
+#include "native/binding/promise_worker.h"
+#include "native/core/error.h"
+#include "native/device/cpu/cpu_device.h"
+#include "native/model/llama.h"
+#include "native/optimizer/adamw.h"
+
+namespace tinyllama {
+
+namespace {
+
+// What a JavaScript Model owns. Workers share it, so that a model can be disposed of while one of its calls runs.
+struct Engine {
+  Engine(const LlamaConfig& config, int threads)
+      : device(make_cpu_device(threads)), llama(*device, config), optimizer(*device, llama.layout()) {}
+  std::unique_ptr<Device> device;
+  Llama llama;
+  AdamW optimizer;
+};
+
+class EngineHandle {
+ public:
+  explicit EngineHandle(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
+
+  // One call at a time; after dispose() every call throws.
+  template <typename Call>
+  auto use(Call call) {
+    const std::lock_guard lock(mutex_);
+    require(engine_ != nullptr, "this model was disposed of");
+    return call(*engine_);
+  }
+  void dispose() {
+    const std::lock_guard lock(mutex_);
+    engine_.reset();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unique_ptr<Engine> engine_;
+};
+
+LlamaConfig read_config(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "config");
+  auto integer = [&](const char* name) { return integer_argument(object.Get(name), std::string("config.") + name); };
+  LlamaConfig config;
+  config.vocab_size = integer("vocab_size");
+  config.hidden_size = integer("hidden_size");
+  config.intermediate_size = integer("intermediate_size");
+  config.num_hidden_layers = integer("num_hidden_layers");
+  config.num_attention_heads = integer("num_attention_heads");
+  config.num_key_value_heads = integer("num_key_value_heads");
+  config.head_dim = integer("head_dim");
+  config.rms_norm_eps = number_argument(object.Get("rms_norm_eps"), "config.rms_norm_eps");
+  config.rope_theta = number_argument(object.Get("rope_theta"), "config.rope_theta");
+  config.tie_word_embeddings = boolean_argument(object.Get("tie_word_embeddings"), "config.tie_word_embeddings");
+  return config;
+}
+
+int read_threads(const Napi::Value& value) {
+  const std::int64_t threads = integer_argument(object_argument(value, "options").Get("threads"), "options.threads");
+  require(threads >= 1 && threads <= 1024, "options.threads must lie between 1 and 1024, got " + std::to_string(threads));
+  return static_cast<int>(threads);
+}
+
+AdamWOptions read_step(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "options");
+  auto number = [&](const char* name) { return number_argument(object.Get(name), std::string("options.") + name); };
+  AdamWOptions options;
+  options.step = integer_argument(object.Get("step"), "options.step");
+  options.learning_rate = number("learningRate");
+  options.beta1 = number("beta1");
+  options.beta2 = number("beta2");
+  options.epsilon = number("epsilon");
+  options.weight_decay = number("weightDecay");
+  options.clip = number("clip");
+  const std::string decay = string_argument(object.Get("decay"), "options.decay");
+  require(decay == "all" || decay == "matrices", "options.decay must be \"all\" or \"matrices\", got \"" + decay + "\"");
+  options.decay = decay == "all" ? DecayPolicy::all : DecayPolicy::matrices;
+  return options;
+}
+
+// A batch's ids, copied: the caller may change its arrays while the call is under way.
+struct OwnedBatch {
+  std::vector<std::int32_t> tokens, targets;
+  std::int64_t batch = 0, length = 0;
+  TokenBatch view() const { return {tokens, targets, batch, length}; }
+};
+
+std::vector<std::int32_t> copy_ids(const Napi::Value& value, const std::string& name) {
+  const Napi::Int32Array ids = int32_argument(value, name);
+  return {ids.Data(), ids.Data() + ids.ElementLength()};
+}
+
+OwnedBatch read_batch(const Napi::Value& value, bool with_targets) {
+  const Napi::Object object = object_argument(value, "batch");
+  OwnedBatch batch;
+  batch.tokens = copy_ids(object.Get("tokens"), "batch.tokens");
+  if (with_targets) batch.targets = copy_ids(object.Get("targets"), "batch.targets");
+  batch.batch = integer_argument(object.Get("batch"), "batch.batch");
+  batch.length = integer_argument(object.Get("length"), "batch.length");
+  return batch;
+}
+
+ParameterBuffer& state(Engine& engine, const std::string& kind) {
+  if (kind == "weights") return engine.llama.weights();
+  if (kind == "gradients") return engine.llama.gradients();
+  if (kind == "firstMoment") return engine.optimizer.first_moment();
+  require(kind == "secondMoment", "kind must be \"weights\", \"gradients\", \"firstMoment\" or \"secondMoment\", got \"" + kind + "\"");
+  return engine.optimizer.second_moment();
+}
+
+Napi::Float32Array to_float32_array(Napi::Env env, const std::vector<float>& values) {
+  Napi::Float32Array array = Napi::Float32Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), array.Data());
+  return array;
+}
+
+class Model : public Napi::ObjectWrap<Model> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "Model",
+                       {InstanceAccessor<&Model::parameters>("parameters"), InstanceAccessor<&Model::parameter_count>("parameterCount"),
+                        InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
+                        InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::accumulate>("accumulate"),
+                        InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
+                        InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::dispose>("dispose")});
+  }
+
+  explicit Model(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Model>(info) {
+    const LlamaConfig config = read_config(info[0]);
+    const int threads = read_threads(info[1]);
+    layout_ = parameter_layout(config);
+    handle_ = std::make_shared<EngineHandle>(std::make_unique<Engine>(config, threads));
+  }
+
+ private:
+  Napi::Value parameters(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    Napi::Array list = Napi::Array::New(env, layout_.parameters.size());
+    for (std::size_t index = 0; index < layout_.parameters.size(); ++index) {
+      const Parameter& parameter = layout_.parameters[index];
+      Napi::Array shape = Napi::Array::New(env, parameter.shape.size());
+      for (std::size_t axis = 0; axis < parameter.shape.size(); ++axis) {
+        shape.Set(static_cast<std::uint32_t>(axis), Napi::Number::New(env, static_cast<double>(parameter.shape[axis])));
+      }
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("name", parameter.name);
+      entry.Set("shape", shape);
+      entry.Set("offset", static_cast<double>(parameter.offset));
+      list.Set(static_cast<std::uint32_t>(index), entry);
+    }
+    return list;
+  }
+
+  Napi::Value parameter_count(const Napi::CallbackInfo& info) {
+    return Napi::Number::New(info.Env(), static_cast<double>(layout_.count));
+  }
+
+  Napi::Value initialize(const Napi::CallbackInfo& info) {
+    const std::int64_t seed = integer_argument(info[0], "seed");
+    handle_->use([&](Engine& engine) { engine.llama.initialize(static_cast<std::uint64_t>(seed)); });
+    return info.Env().Undefined();
+  }
+
+  Napi::Value read(const Napi::CallbackInfo& info) {
+    const std::string kind = string_argument(info[0], "kind");
+    const std::int64_t offset = integer_argument(info[1], "offset");
+    const std::int64_t length = integer_argument(info[2], "length");
+    return handle_->use([&](Engine& engine) {
+      ParameterBuffer& buffer = state(engine, kind);
+      buffer.check_range(offset, length);
+      Napi::Float32Array values = Napi::Float32Array::New(info.Env(), static_cast<std::size_t>(length));
+      buffer.read(offset, length, values.Data());
+      return values;
+    });
+  }
+
+  Napi::Value write(const Napi::CallbackInfo& info) {
+    const std::string kind = string_argument(info[0], "kind");
+    const std::int64_t offset = integer_argument(info[1], "offset");
+    const Napi::Float32Array values = float32_argument(info[2], "values");
+    handle_->use([&](Engine& engine) {
+      state(engine, kind).write(offset, static_cast<std::int64_t>(values.ElementLength()), values.Data());
+    });
+    return info.Env().Undefined();
+  }
+
+  Napi::Value accumulate(const Napi::CallbackInfo& info) {
+    const double loss_scale = number_argument(info[1], "lossScale");
+    return enqueue<BatchLoss>(
+        info.Env(), "tinyllama.accumulate",
+        [batch = read_batch(info[0], true), loss_scale](Engine& engine) {
+          return engine.llama.accumulate(batch.view(), static_cast<float>(loss_scale));
+        },
+        [](Napi::Env env, BatchLoss& loss) {
+          Napi::Object answer = Napi::Object::New(env);
+          answer.Set("lossSum", loss.sum);
+          answer.Set("scored", static_cast<double>(loss.scored));
+          return answer;
+        });
+  }
+
+  Napi::Value step(const Napi::CallbackInfo& info) {
+    return enqueue<double>(
+        info.Env(), "tinyllama.step",
+        [options = read_step(info[0])](Engine& engine) {
+          return engine.optimizer.step(engine.llama.weights(), engine.llama.gradients(), options);
+        },
+        [](Napi::Env env, double& norm) {
+          Napi::Object answer = Napi::Object::New(env);
+          answer.Set("gradientNorm", norm);
+          return answer;
+        });
+  }
+
+  Napi::Value score(const Napi::CallbackInfo& info) {
+    return enqueue<BatchScores>(
+        info.Env(), "tinyllama.score",
+        [batch = read_batch(info[0], true)](Engine& engine) { return engine.llama.score(batch.view()); },
+        [](Napi::Env env, BatchScores& scores) {
+          Napi::Uint8Array greedy = Napi::Uint8Array::New(env, scores.greedy.size());
+          std::copy(scores.greedy.begin(), scores.greedy.end(), greedy.Data());
+          Napi::Object answer = Napi::Object::New(env);
+          answer.Set("logProbabilities", to_float32_array(env, scores.log_probabilities));
+          answer.Set("greedy", greedy);
+          return answer;
+        });
+  }
+
+  Napi::Value logits(const Napi::CallbackInfo& info) {
+    return enqueue<std::vector<float>>(
+        info.Env(), "tinyllama.logits",
+        [batch = read_batch(info[0], false)](Engine& engine) { return engine.llama.logits(batch.view()); },
+        [](Napi::Env env, std::vector<float>& values) { return to_float32_array(env, values); });
+  }
+
+  // Waits for the call that runs, if any, and frees the memory; calls still waiting are rejected.
+  Napi::Value dispose(const Napi::CallbackInfo& info) {
+    handle_->dispose();
+    return info.Env().Undefined();
+  }
+
+  // Calls run one after the other, in the order they were made.
+  template <typename Result>
+  Napi::Promise enqueue(Napi::Env env, const char* name, std::function<Result(Engine&)> call,
+                        typename PromiseWorker<Result>::Answer answer) {
+    auto work = [handle = handle_, call = std::move(call)] { return handle->use(call); };
+    auto* worker = new PromiseWorker<Result>(env, name, std::move(work), std::move(answer));  // deletes itself when done
+    worker->on_finished([queue = queue_] {
+      queue->pop_front();
+      if (!queue->empty()) queue->front()->Queue();
+    });
+    Napi::Promise promise = worker->promise();
+    queue_->push_back(worker);
+    if (queue_->size() == 1) worker->Queue();
+    return promise;
+  }
+
+  using Queue = std::deque<Napi::AsyncWorker*>;  // the front one runs; each deletes itself when done
+
+  ParameterLayout layout_;
+  std::shared_ptr<EngineHandle> handle_;
+  std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
+};
+
+}  // namespace
+
+void register_model(Napi::Env env, Napi::Object exports) { exports.Set("Model", Model::define(env)); }
+
+}  // namespace tinyllama

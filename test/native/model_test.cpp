@@ -1,0 +1,281 @@
+// The model's own promises: layout, generator, gradients against finite differences, tied embeddings, errors.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "native/core/error.h"
+#include "native/core/philox.h"
+#include "native/device/cpu/cpu_device.h"
+#include "native/model/initialization.h"
+#include "native/model/llama.h"
+#include "native/optimizer/adamw.h"
+
+using namespace tinyllama;
+
+namespace {
+
+int failures = 0;
+
+void check(bool condition, const std::string& what) {
+  if (condition) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+void check_throws(const std::function<void()>& call, const std::string& expected) {
+  try {
+    call();
+    check(false, "no error, expected: " + expected);
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    check(message.find(expected) != std::string::npos, "error \"" + message + "\" lacks \"" + expected + "\"");
+  }
+}
+
+LlamaConfig small_config(bool tied) {
+  LlamaConfig config;
+  config.vocab_size = 19;
+  config.hidden_size = 12;
+  config.intermediate_size = 20;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 6;  // not hidden_size / heads
+  config.rope_theta = 500.0;
+  config.tie_word_embeddings = tied;
+  return config;
+}
+
+struct Ids {
+  std::vector<std::int32_t> tokens, targets;
+};
+
+Ids some_ids(std::int64_t count, std::int64_t vocabulary) {
+  Ids ids;
+  for (std::int64_t index = 0; index < count; ++index) {
+    ids.tokens.push_back(static_cast<std::int32_t>((index * 7 + index * index * 3) % vocabulary));
+    ids.targets.push_back(static_cast<std::int32_t>((index * 5 + 2) % vocabulary));
+  }
+  return ids;
+}
+
+// Known answers of Random123's kat_vectors for philox4x32-10.
+void test_philox() {
+  check(philox({0, 0, 0, 0}, {0, 0}) == PhiloxCounter{0x6627e8d5U, 0xe169c58dU, 0xbc57ac4cU, 0x9b00dbd8U}, "philox of zeros");
+  const std::uint32_t ones = 0xffffffffU;
+  check(philox({ones, ones, ones, ones}, {ones, ones}) == PhiloxCounter{0x408f276dU, 0x41c83b0eU, 0xa20bc7c6U, 0x6d5451fdU},
+        "philox of ones");
+  check(philox({0x243f6a88U, 0x85a308d3U, 0x13198a2eU, 0x03707344U}, {0xa4093822U, 0x299f31d0U}) ==
+            PhiloxCounter{0xd16cfe09U, 0x94fdccebU, 0x5001e420U, 0x24126ea1U},
+        "philox of pi");
+}
+
+void test_initialization() {
+  constexpr std::int64_t count = 200'000;
+  std::vector<float> values(count), piece(1000);
+  standard_normal(42, 0, count, values.data());
+  standard_normal(42, 12'345, 1000, piece.data());
+  check(std::equal(piece.begin(), piece.end(), values.begin() + 12'345), "element i depends on (seed, i) alone");
+  double mean = 0, square = 0;
+  for (const float value : values) mean += value, square += static_cast<double>(value) * value;
+  check(std::abs(mean / count) < 0.01 && std::abs(square / count - 1) < 0.02, "standard normal moments");
+  const LlamaConfig config = small_config(false);
+  check(std::abs(initial_deviation(config, ParameterRole::matrix) - std::sqrt(2.0 / (5.0 * 12))) < 1e-12, "deviation of matrices");
+  check(std::abs(initial_deviation(config, ParameterRole::residual_projection) - 1.0 / (std::sqrt(12.0) * 2)) < 1e-12,
+        "deviation of residual projections");
+}
+
+void test_layout() {
+  const ParameterLayout layout = parameter_layout(small_config(false));
+  check(layout.parameters.size() == 2 * 9 + 3, "tensor count");
+  check(layout.parameters[1].name == "model.layers.0.input_layernorm.weight", "the norm precedes q_proj");
+  check(layout.parameters.back().name == "lm_head.weight" && layout.parameters.back().offset == layout.head, "the head comes last");
+  std::int64_t offset = 0;
+  for (const Parameter& parameter : layout.parameters) {
+    check(parameter.offset == offset, parameter.name + " follows without a gap");
+    offset += parameter.count;
+  }
+  check(offset == layout.count, "count");
+  const ParameterLayout tied = parameter_layout(small_config(true));
+  check(tied.head == tied.embedding && layout.count - tied.count == 19 * 12, "tied: no lm_head");
+}
+
+// d loss / d weight against central differences. fp32 forwards bound what can be seen: about 1e-3 of the tensor's largest gradient.
+void test_gradients(bool tied) {
+  const auto device = make_cpu_device(2);
+  const LlamaConfig config = small_config(tied);
+  Llama model(*device, config);
+  model.initialize(7);
+  // Weights large enough for every path to matter.
+  std::vector<float> weights(static_cast<std::size_t>(model.layout().count));
+  for (const Parameter& parameter : model.layout().parameters) {
+    std::vector<float> values(static_cast<std::size_t>(parameter.count));
+    standard_normal(3, parameter.offset, parameter.count, values.data());
+    const bool gain = parameter.role == ParameterRole::gain;
+    for (std::size_t index = 0; index < values.size(); ++index) {
+      weights[static_cast<std::size_t>(parameter.offset) + index] = gain ? 1.0f + 0.1f * values[index] : 0.25f * values[index];
+    }
+  }
+  model.weights().write(0, model.layout().count, weights.data());
+  Ids ids = some_ids(2 * 5, config.vocab_size);
+  ids.targets[3] = -1;
+  const TokenBatch batch{ids.tokens, ids.targets, 2, 5};
+  const BatchLoss first = model.accumulate(batch, 1.0f);
+  check(first.scored == 9, "a target below 0 is not scored");
+  std::vector<float> gradients(weights.size());
+  model.gradients().read(0, model.layout().count, gradients.data());
+
+  auto loss_with = [&](std::size_t index, float value) {
+    model.weights().write(static_cast<std::int64_t>(index), 1, &value);
+    const BatchScores scores = model.score(batch);
+    model.weights().write(static_cast<std::int64_t>(index), 1, &weights[index]);
+    double sum = 0;
+    for (const float log_probability : scores.log_probabilities) sum -= log_probability;
+    return sum;
+  };
+  for (const Parameter& parameter : model.layout().parameters) {
+    float largest = 0;
+    for (std::int64_t index = parameter.offset; index < parameter.offset + parameter.count; ++index) {
+      largest = std::max(largest, std::abs(gradients[static_cast<std::size_t>(index)]));
+    }
+    for (std::int64_t probe = 0; probe < 6; ++probe) {
+      const auto index = static_cast<std::size_t>(parameter.offset + (probe * 31 + 5) % parameter.count);
+      constexpr float step = 1e-2f;
+      const double slope = (loss_with(index, weights[index] + step) - loss_with(index, weights[index] - step)) / (2.0 * step);
+      const double error = std::abs(slope - static_cast<double>(gradients[index]));
+      check(error <= 2e-3 * static_cast<double>(largest) + 2e-3,
+            (tied ? "tied " : "") + parameter.name + " element " + std::to_string(index) + ": gradient " + std::to_string(gradients[index]) +
+                ", finite difference " + std::to_string(slope));
+    }
+  }
+
+  // Accumulation adds: the same batch with scale 0.5 gives 1.5 times the gradient.
+  model.accumulate(batch, 0.5f);
+  std::vector<float> more(gradients.size());
+  model.gradients().read(0, model.layout().count, more.data());
+  double difference = 0, norm = 0;
+  for (std::size_t index = 0; index < more.size(); ++index) {
+    difference += std::pow(more[index] - 1.5 * gradients[index], 2);
+    norm += std::pow(1.5 * gradients[index], 2);
+  }
+  check(difference <= 1e-10 * norm, "gradients accumulate with their scale");
+}
+
+// Scores and losses agree, in any batch shape, after longer and shorter batches went before.
+void test_shapes() {
+  const auto device = make_cpu_device(1);
+  const LlamaConfig config = small_config(false);
+  Llama model(*device, config);
+  model.initialize(1);
+  auto run = [&](std::int64_t batch, std::int64_t length) {
+    const Ids ids = some_ids(batch * length, config.vocab_size);
+    const TokenBatch view{ids.tokens, ids.targets, batch, length};
+    const double loss = model.accumulate(view, 1.0f).sum;
+    const BatchScores scores = model.score(view);
+    const std::vector<float> logits = model.logits(view);
+    double scored = 0, recomputed = 0;
+    for (std::size_t row = 0; row < scores.log_probabilities.size(); ++row) {
+      scored -= scores.log_probabilities[row];
+      const float* values = logits.data() + row * static_cast<std::size_t>(config.vocab_size);
+      const float top = *std::max_element(values, values + config.vocab_size);
+      double sum = 0;
+      for (std::int64_t id = 0; id < config.vocab_size; ++id) sum += std::exp(static_cast<double>(values[id] - top));
+      recomputed += std::log(sum) + static_cast<double>(top - values[ids.targets[row]]);
+      const bool greedy = std::max_element(values, values + config.vocab_size) - values == ids.targets[row];
+      check(greedy == (scores.greedy[row] == 1), "greedy of row " + std::to_string(row));
+    }
+    const std::string shape = std::to_string(batch) + " x " + std::to_string(length);
+    check(std::abs(loss - scored) <= 1e-5 * loss, "score equals loss at " + shape);
+    check(std::abs(loss - recomputed) <= 1e-5 * loss, "logits give the loss at " + shape);
+    return loss;
+  };
+  const double before = run(3, 7);
+  run(1, 1);
+  run(1, 201);
+  check(run(3, 7) == before, "the result does not depend on earlier shapes");
+}
+
+void test_optimizer() {
+  const auto device = make_cpu_device(1);
+  const LlamaConfig config = small_config(false);
+  Llama model(*device, config);
+  model.initialize(1);
+  AdamW optimizer(*device, model.layout());
+  const auto count = static_cast<std::size_t>(model.layout().count);
+  auto read = [&](ParameterBuffer& buffer) {
+    std::vector<float> values(count);
+    buffer.read(0, buffer.count(), values.data());
+    return values;
+  };
+  const std::vector<float> initial = read(model.weights());
+
+  // Nothing of a non-finite gradient reaches the weights, and the next step starts from zero.
+  const float infinite = HUGE_VALF;
+  model.gradients().write(5, 1, &infinite);
+  AdamWOptions options;
+  options.learning_rate = 0.1;
+  options.weight_decay = 0.5;
+  options.decay = DecayPolicy::matrices;
+  check(!std::isfinite(optimizer.step(model.weights(), model.gradients(), options)), "the norm is reported");
+  check(read(model.weights()) == initial, "an infinite gradient applies nothing");
+
+  // Zero gradients: only decay acts, and not on gains under "matrices".
+  check(optimizer.step(model.weights(), model.gradients(), options) == 0, "the gradients were zeroed");
+  const std::vector<float> decayed = read(model.weights());
+  for (const Parameter& parameter : model.layout().parameters) {
+    const auto index = static_cast<std::size_t>(parameter.offset);
+    const float expected = parameter.role == ParameterRole::gain ? initial[index] : initial[index] * 0.95f;
+    check(std::abs(decayed[index] - expected) <= 1e-6f, "decay of " + parameter.name);
+  }
+
+  // Clipping: the first step of Adam is sign-like, so look at the first moment: (1 - beta1) * clip / norm * gradient.
+  AdamW fresh(*device, model.layout());
+  std::vector<float> gradients(count, 0.0f);
+  gradients[0] = 3.0f;
+  gradients[1] = 4.0f;
+  model.gradients().write(0, model.gradients().count(), gradients.data());
+  options.clip = 1.0;
+  check(std::abs(fresh.step(model.weights(), model.gradients(), options) - 5.0) < 1e-6, "global norm");
+  check(std::abs(read(fresh.first_moment())[1] - 0.1f * 0.8f) < 1e-6f, "clipped to norm 1");
+}
+
+void test_errors() {
+  const auto device = make_cpu_device(1);
+  LlamaConfig config = small_config(false);
+  Llama model(*device, config);
+  Ids ids = some_ids(6, config.vocab_size);
+  ids.tokens[4] = 19;
+  check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "token 19 at index 4 (sequence 1, position 1)");
+  ids.tokens[4] = -1;
+  check_throws([&] { model.score({ids.tokens, ids.targets, 2, 3}); }, "token -1 at index 4");
+  ids.tokens[4] = 0;
+  ids.targets[5] = 400;
+  check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "target 400 at index 5");
+  check_throws([&] { model.logits({ids.tokens, {}, 2, 4}); }, "tokens has 6 ids");
+  check_throws([&] { model.logits({ids.tokens, {}, 0, 4}); }, "at least 1");
+  float value = 0;
+  check_throws([&] { model.weights().read(model.layout().count, 1, &value); }, "outside");
+  config.num_key_value_heads = 3;
+  check_throws([&] { Llama(*device, config); }, "multiple of num_key_value_heads");
+  config.num_key_value_heads = 2;
+  config.head_dim = 5;
+  check_throws([&] { Llama(*device, config); }, "head_dim must be even");
+}
+
+}  // namespace
+
+int main() {
+  test_philox();
+  test_initialization();
+  test_layout();
+  test_gradients(false);
+  test_gradients(true);
+  test_shapes();
+  test_optimizer();
+  test_errors();
+  if (failures == 0) std::printf("model_test: all checks passed\n");
+  return failures == 0 ? 0 : 1;
+}
