@@ -1,0 +1,62 @@
+/**
+ * metrics.jsonl: one line per optimizer step and one per validation, deterministic fields only. It is kept consistent with the checkpoints: a
+ * resumed run cuts off what its checkpoint does not know, and makes those lines again.
+ */
+import { Effect, FileSystem } from "effect"
+import { StageError } from "../pipeline/StageType.ts"
+import { isDiskFull } from "./Checkpoints.ts"
+
+export interface StepMetrics {
+  readonly step: number
+  readonly tokens: number
+  readonly loss: number
+  readonly learning_rate: number
+  readonly gradient_norm: number
+}
+export interface ValidationMetrics {
+  readonly step: number
+  readonly tokens: number
+  readonly validation_loss: number
+}
+
+export interface MetricsLog {
+  readonly append: (line: StepMetrics | ValidationMetrics) => Effect.Effect<void, StageError>
+  /** Makes what was appended durable; returns the length in bytes. */
+  readonly sync: Effect.Effect<number, StageError>
+}
+
+/** Opens the log at `path` for the time of the scope, cut to its first `bytes` bytes. */
+export const openMetricsLog = Effect.fn("MetricsLog.open")(function* (
+  path: string,
+  bytes: number,
+  warn: (line: string) => void
+) {
+  const fs = yield* FileSystem.FileSystem
+  const failed = Effect.mapError((error: Error) =>
+    isDiskFull(error)
+      ? new StageError({
+          failure: "disk-full",
+          message: `no room for ${path}: the disk is full; the checkpoints beside it are intact`,
+          next: "free space on that disk, then give the same command again: it goes on from the last checkpoint"
+        })
+      : new StageError({
+          failure: "internal",
+          message: `cannot write ${path}: ${error.message}`,
+          next: "see that the folder can be written to, then give the same command again"
+        })
+  )
+  const file = yield* failed(fs.open(path, { flag: "a" }))
+  const found = Number((yield* failed(file.stat)).size)
+  if (found < bytes) warn(`${path} has lost lines: ${found} bytes of ${bytes}; the training itself is whole`)
+  else if (found > bytes) yield* failed(fs.truncate(path, bytes))
+  let length = Math.min(found, bytes)
+  const log: MetricsLog = {
+    append: (line) => {
+      const text = new TextEncoder().encode(`${JSON.stringify(line)}\n`)
+      length += text.length
+      return failed(file.writeAll(text))
+    },
+    sync: Effect.flatMap(failed(file.sync), () => Effect.sync(() => length))
+  }
+  return log
+})

@@ -1,0 +1,314 @@
+/**
+ * The training loop that pretraining and fine-tuning share. Everything it does is a function of the step and of the global sample index, so a run
+ * that was interrupted anywhere ends with the same bits as one that was not: weights, moments, metrics, and the set of checkpoints that stay.
+ */
+import { Clock, Effect, type FileSystem, Path, type Scope } from "effect"
+import { Preempted, type Progress, StageError } from "../pipeline/StageType.ts"
+import {
+  folderName,
+  progressText,
+  pruneCheckpoints,
+  restoreNewest,
+  saveCheckpoint,
+  stepsBelow,
+  type TrainingProgress
+} from "./Checkpoints.ts"
+import { openMetricsLog } from "./MetricsLog.ts"
+import type { AdamWStep, Batch, NativeModel } from "./Native.ts"
+import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
+
+/** A micro-batch; `inputTokens` counts its inputs without padding. */
+export interface TrainingBatch extends Batch {
+  readonly inputTokens: number
+}
+
+export interface TrainingData {
+  /** The micro-batches of the samples [first, first + count) in the run's global order. */
+  readonly batches: (first: number, count: number) => Effect.Effect<ReadonlyArray<TrainingBatch>, StageError>
+  /** Held-out batches, the same at every call; none: no validation. */
+  readonly validation: Effect.Effect<ReadonlyArray<Batch>, StageError>
+}
+
+export interface TrainingPlan {
+  /** Samples of the whole run; the last step takes what is left. */
+  readonly totalSamples: number
+  readonly samplesPerStep: number
+  readonly schedule: LearningRateSchedule
+  readonly optimizer: Omit<AdamWStep, "step" | "learningRate">
+  readonly seed: number
+  /** In steps, beside before the first and after the last; 0: only those. */
+  readonly validateEvery: number
+  /** In steps, beside after the last; 0: only that. */
+  readonly saveEvery: number
+  /** Checkpoints of scheduled steps (multiples of saveEvery, and the last step) that stay; the best one stays besides. */
+  readonly keep: number
+  /** Seconds after which a checkpoint is saved for resuming alone. */
+  readonly saveEverySeconds: number
+  /** Steps between log lines. */
+  readonly logEvery: number
+  /** Floating-point operations of one trained token, forward and backward; `flopsFormula` says how they are counted. */
+  readonly flopsPerToken: number
+  readonly flopsFormula: string
+  /** What a user of the stage lowers when training diverges or memory runs out. */
+  readonly advice: { readonly diverged: string; readonly memory: string }
+}
+
+export interface TrainingSurroundings {
+  /** Holds checkpoints/ and metrics.jsonl across attempts. */
+  readonly work: string
+  readonly progress: (reading: Progress) => void
+  readonly log: (line: string) => void
+  readonly warn: (line: string) => void
+  readonly stopRequested: () => boolean
+}
+
+export interface TrainingOutcome {
+  readonly state: TrainingProgress
+  readonly totalSteps: number
+  /** Folders of the checkpoints that stay, in rising order of steps. */
+  readonly checkpoints: ReadonlyArray<string>
+  readonly metricsPath: string
+}
+
+/** Saving for resuming alone may take this share of the time, whatever saveEverySeconds says. */
+const SAVING_SHARE = 0.05
+
+const scoredTargets = (batches: ReadonlyArray<Batch>): number =>
+  batches.reduce((sum, { targets }) => sum + targets.reduce((count, target) => count + (target >= 0 ? 1 : 0), 0), 0)
+
+const duration = (seconds: number): string => {
+  if (!Number.isFinite(seconds)) return "?"
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60)]
+  return hours > 0 ? `${hours} h ${minutes} min` : minutes > 0 ? `${minutes} min` : `${Math.ceil(seconds)} s`
+}
+
+/** Turns a rejected native promise into a StageError. */
+export const nativeFailure =
+  (doing: string, memoryAdvice: string) =>
+  (cause: unknown): StageError => {
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    return /bad_alloc|out of memory|cannot allocate/iu.test(reason)
+      ? new StageError({ failure: "out-of-memory", message: `${doing}: out of memory (${reason})`, next: memoryAdvice })
+      : new StageError({
+          failure: "internal",
+          message: `${doing}: ${reason}`,
+          next: "this is a fault of the engine: report it with the stage's log"
+        })
+  }
+
+/**
+ * Trains `model` as `plan` says, from the newest usable checkpoint in the work folder, or else from what `initialize` puts into it.
+ * Fails as preempted (after saving) when asked to stop, as diverged, disk-full, out-of-memory or internal otherwise.
+ */
+export const train: (
+  model: NativeModel,
+  plan: TrainingPlan,
+  data: TrainingData,
+  initialize: Effect.Effect<void, StageError>,
+  surroundings: TrainingSurroundings
+) => Effect.Effect<TrainingOutcome, StageError | Preempted, FileSystem.FileSystem | Path.Path | Scope.Scope> =
+  Effect.fn("Trainer.train")(function* (model, plan, data, initialize, surroundings) {
+    const path = yield* Path.Path
+    const { log, stopRequested, warn, work } = surroundings
+    const root = path.join(work, "checkpoints")
+    const metricsPath = path.join(work, "metrics.jsonl")
+    const totalSteps = Math.ceil(plan.totalSamples / plan.samplesPerStep)
+    const now = Clock.currentTimeMillis
+
+    const restored = yield* restoreNewest(root, model, warn)
+    let state: TrainingProgress = restored?.state ?? {
+      version: 1,
+      step: 0,
+      tokens: 0,
+      next_sample: 0,
+      seed: plan.seed,
+      training_loss: null,
+      first_validation_loss: null,
+      validation: null,
+      best: null,
+      metrics_bytes: 0
+    }
+    if (restored === undefined) yield* initialize
+    else if (state.step < totalSteps) log(`goes on from the checkpoint of step ${state.step} of ${totalSteps}`)
+    const metrics = yield* openMetricsLog(metricsPath, state.metrics_bytes, warn)
+    if (state.step < totalSteps) log(`FLOP per token: ${plan.flopsFormula} = ${plan.flopsPerToken.toExponential(4)}`)
+
+    let savedText = restored === undefined ? undefined : progressText(state)
+    let savedAt = yield* now
+    let saveSeconds = 0
+
+    const save = Effect.fnUntraced(function* () {
+      state = { ...state, metrics_bytes: yield* metrics.sync }
+      const text = progressText(state)
+      if (state.step === 0 || text === savedText) return
+      const started = yield* now
+      yield* saveCheckpoint(root, model, state)
+      savedText = text
+      savedAt = yield* now
+      saveSeconds = (savedAt - started) / 1000
+    })
+
+    const lastCheckpoint = Effect.map(
+      Effect.orElseSucceed(stepsBelow(root), () => []),
+      (steps) => {
+        const step = steps.findLast((candidate) => candidate <= state.step)
+        return step === undefined ? undefined : { step, folder: path.join(root, folderName(step)) }
+      }
+    )
+
+    const stop = Effect.fnUntraced(function* (during: string) {
+      yield* save()
+      const kept =
+        state.step === 0 ? "nothing was trained yet" : `the checkpoint of step ${state.step} of ${totalSteps} is saved`
+      return yield* new Preempted({ message: `stopped ${during} as asked: ${kept}` })
+    })
+
+    const diverged = Effect.fnUntraced(function* (step: number, what: string) {
+      const last = yield* lastCheckpoint
+      const kept = last === undefined ? "no checkpoint was saved yet" : `the last good checkpoint is ${last.folder}`
+      return yield* new StageError({
+        failure: "diverged",
+        message: `training diverged at step ${step} of ${totalSteps}: ${what}, learning rate ${learningRateAt(plan.schedule, step)}; ${kept}`,
+        next: plan.advice.diverged
+      })
+    })
+
+    const validate = Effect.fnUntraced(function* () {
+      const batches = yield* data.validation
+      let sum = 0
+      let scored = 0
+      for (const batch of batches) {
+        if (stopRequested()) return yield* stop(`while validating after step ${state.step}`)
+        const { logProbabilities } = yield* Effect.tryPromise({
+          try: () => model.score(batch),
+          catch: nativeFailure(`validation after step ${state.step}`, plan.advice.memory)
+        })
+        for (let i = 0; i < batch.targets.length; i++) {
+          if (batch.targets[i]! < 0) continue
+          sum -= logProbabilities[i]!
+          scored++
+        }
+      }
+      if (scored === 0) return
+      const loss = sum / scored
+      if (!Number.isFinite(loss)) return yield* diverged(state.step, `the validation loss is ${loss}`)
+      const measured = { step: state.step, loss }
+      yield* metrics.append({ step: state.step, tokens: state.tokens, validation_loss: loss })
+      state = {
+        ...state,
+        first_validation_loss: state.first_validation_loss ?? loss,
+        validation: measured,
+        best: state.step > 0 && (state.best === null || loss < state.best.loss) ? measured : state.best
+      }
+      log(`step ${state.step}/${totalSteps}: validation loss ${loss.toFixed(4)}`)
+    })
+
+    const isScheduled = (step: number) => step === totalSteps || (plan.saveEvery > 0 && step % plan.saveEvery === 0)
+    const keptSteps = (): ReadonlyArray<number> => {
+      const scheduled: Array<number> = []
+      for (let step = state.step; step > 0 && scheduled.length < plan.keep; step--)
+        if (isScheduled(step)) scheduled.push(step)
+      const best = state.best?.step
+      if (best !== undefined && !scheduled.includes(best)) scheduled.push(best)
+      return scheduled.sort((a, b) => a - b)
+    }
+
+    /** What is due once `state.step` steps are done. Doing it twice is doing it once, so a resumed run starts here. */
+    const settle = Effect.fnUntraced(function* () {
+      const { step } = state
+      const validationDue =
+        step === 0 || step === totalSteps || (plan.validateEvery > 0 && step % plan.validateEvery === 0)
+      if (validationDue && state.validation?.step !== step) yield* validate()
+      const waited = ((yield* now) - savedAt) / 1000
+      const timeIsUp = waited >= Math.max(plan.saveEverySeconds, saveSeconds / SAVING_SHARE)
+      if (!isScheduled(step) && state.best?.step !== step && !timeIsUp) return
+      yield* save()
+      // The two newest stay whatever the schedule, so that a damaged one has one to fall back to.
+      const newest = (yield* Effect.orElseSucceed(stepsBelow(root), () => []))
+        .filter((other) => other <= step)
+        .slice(-2)
+      yield* pruneCheckpoints(root, step, new Set([...keptSteps(), ...newest]))
+    })
+
+    const startedAt = yield* now
+    const startedTokens = state.tokens
+    let reading = { at: startedAt, tokens: state.tokens }
+
+    const report = Effect.fnUntraced(function* (loss: number, learningRate: number, gradientNorm: number) {
+      const at = yield* now
+      const { step, tokens } = state
+      const due = step % plan.logEvery === 0 || step === totalSteps
+      if (!due && at - reading.at < 1000) return
+      const rate = (1000 * (tokens - reading.tokens)) / Math.max(1, at - reading.at)
+      const totalTokens = tokens * (plan.totalSamples / state.next_sample)
+      const averageRate = (1000 * (tokens - startedTokens)) / Math.max(1, at - startedAt)
+      const secondsLeft = (totalTokens - tokens) / averageRate
+      const gigaflops = (rate * plan.flopsPerToken) / 1e9
+      const peakMemory = process.resourceUsage().maxRSS * 1024
+      reading = { at, tokens }
+      surroundings.progress({
+        done: tokens,
+        total: Math.round(totalTokens),
+        unit: "tokens",
+        metrics: {
+          step,
+          steps: totalSteps,
+          tokens,
+          loss,
+          learning_rate: learningRate,
+          gradient_norm: gradientNorm,
+          tokens_per_second: rate,
+          gflops_per_second: gigaflops,
+          peak_memory_bytes: peakMemory,
+          seconds_left: secondsLeft,
+          ...(state.validation === null ? {} : { validation_loss: state.validation.loss })
+        }
+      })
+      if (due)
+        log(
+          [
+            `step ${step}/${totalSteps}: ${tokens} tokens`,
+            `loss ${loss.toFixed(4)}`,
+            `lr ${learningRate.toExponential(3)}`,
+            `gradient norm ${gradientNorm.toFixed(3)}`,
+            `${Math.round(rate)} tokens/s`,
+            `${gigaflops.toFixed(1)} GFLOP/s`,
+            `peak memory ${(peakMemory / 2 ** 20).toFixed(0)} MiB`,
+            `${duration(secondsLeft)} left`
+          ].join(", ")
+        )
+    })
+
+    yield* settle()
+    while (state.step < totalSteps) {
+      const step = state.step + 1
+      const first = state.next_sample
+      const count = Math.min(plan.samplesPerStep, plan.totalSamples - first)
+      const batches = yield* data.batches(first, count)
+      const scored = scoredTargets(batches)
+      let lossSum = 0
+      for (const batch of batches) {
+        if (stopRequested()) return yield* stop(`in step ${step}`)
+        lossSum += (yield* Effect.tryPromise({
+          try: () => model.accumulate(batch, 1 / scored),
+          catch: nativeFailure(`step ${step}`, plan.advice.memory)
+        })).lossSum
+      }
+      const loss = lossSum / scored
+      if (!Number.isFinite(loss)) return yield* diverged(step, `the loss is ${loss}`)
+      const learningRate = learningRateAt(plan.schedule, step)
+      const { gradientNorm } = yield* Effect.tryPromise({
+        try: () => model.step({ ...plan.optimizer, step, learningRate }),
+        catch: nativeFailure(`step ${step}`, plan.advice.memory)
+      })
+      if (!Number.isFinite(gradientNorm))
+        return yield* diverged(step, `the loss is ${loss}, the gradient norm ${gradientNorm}`)
+      const tokens = state.tokens + batches.reduce((sum, batch) => sum + batch.inputTokens, 0)
+      state = { ...state, step, tokens, next_sample: first + count, training_loss: loss }
+      yield* metrics.append({ step, tokens, loss, learning_rate: learningRate, gradient_norm: gradientNorm })
+      yield* report(loss, learningRate, gradientNorm)
+      yield* settle()
+    }
+    const checkpoints = keptSteps().map((step) => path.join(root, folderName(step)))
+    return { state, totalSteps, checkpoints, metricsPath }
+  })
