@@ -1,0 +1,167 @@
+#include "native/tokenizer/vocabulary.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "native/core/error.h"
+#include "native/tokenizer/utf8.h"
+
+namespace tinyllama {
+
+namespace {
+
+// Bits to drop from a 64-bit hash so that the rest indexes a table with at least twice `entries` slots.
+int table_shift(std::size_t entries) { return 64 - static_cast<int>(std::bit_width(std::max<std::size_t>(entries, 1) * 2 - 1)); }
+
+std::size_t table_size(int shift) { return std::size_t{1} << (64 - shift); }
+
+bool all_spaces(const std::u32string& text) {
+  return std::all_of(text.begin(), text.end(), [](char32_t c) { return c == space_symbol; });
+}
+
+}  // namespace
+
+Vocabulary::Vocabulary(std::vector<std::string> pieces, const std::vector<float>& scores, const std::vector<std::uint8_t>& types)
+    : pieces_(std::move(pieces)), byte_values_(pieces_.size(), 0) {
+  require(!pieces_.empty() && scores.size() == pieces_.size() && types.size() == pieces_.size(),
+          "a vocabulary needs as many scores and types as pieces, and at least one piece");
+  for (std::size_t id = 0; id < types.size(); ++id) {
+    const auto type = static_cast<PieceType>(types[id]);
+    require(type == PieceType::normal || type == PieceType::unknown || type == PieceType::control || type == PieceType::byte,
+            "piece " + std::to_string(id) + " has type " + std::to_string(types[id]) + "; only normal, unknown, control and byte are known");
+    types_.push_back(type);
+  }
+  read_special_pieces();
+  std::vector<std::u32string> texts(pieces_.size());  // of normal pieces only, so that the others are never found below
+  for (std::size_t id = 0; id < pieces_.size(); ++id) {
+    if (types_[id] != PieceType::normal) continue;
+    texts[id] = code_points(pieces_[id]);
+    require(!texts[id].empty(), "piece " + std::to_string(id) + " is empty");
+  }
+  build_characters(texts);
+  build_merges(texts, scores);
+  build_pairs(texts);
+  find_space_runs(texts, scores);
+}
+
+void Vocabulary::read_special_pieces() {
+  byte_ids_.fill(no_id);
+  for (std::int32_t id = 0; id < size(); ++id) {
+    const std::string& text = piece(id);
+    if (type(id) == PieceType::control && text == "<s>") bos_ = id;
+    if (type(id) == PieceType::control && text == "</s>") eos_ = id;
+    if (type(id) != PieceType::byte) continue;
+    constexpr std::string_view digits = "0123456789ABCDEF";
+    const std::size_t high = text.size() == 6 ? digits.find(text[3]) : std::string_view::npos;
+    const std::size_t low = text.size() == 6 ? digits.find(text[4]) : std::string_view::npos;
+    require(text.starts_with("<0x") && text.back() == '>' && high < 16 && low < 16, "byte piece " + std::to_string(id) + " is not of the form <0x00>");
+    byte_values_[static_cast<std::size_t>(id)] = static_cast<std::uint8_t>(high << 4 | low);
+    byte_ids_[high << 4 | low] = id;
+  }
+  require(std::find(byte_ids_.begin(), byte_ids_.end(), no_id) == byte_ids_.end(), "the vocabulary lacks some of the 256 byte pieces");
+  require(bos_ != no_id && eos_ != no_id, "the vocabulary lacks the control pieces <s> and </s>");
+}
+
+void Vocabulary::build_characters(const std::vector<std::u32string>& texts) {
+  character_pages_.emplace_back().fill(no_id);
+  for (std::int32_t id = 0; id < size(); ++id) {
+    const std::u32string& text = texts[static_cast<std::size_t>(id)];
+    if (text.size() != 1) continue;
+    std::uint16_t& page = page_of_[text[0] >> 8];
+    if (page == 0) {
+      page = static_cast<std::uint16_t>(character_pages_.size());
+      character_pages_.emplace_back().fill(no_id);
+    }
+    character_pages_[page][text[0] & 0xFF] = id;
+  }
+  for (std::size_t id = 0; id < texts.size(); ++id) {
+    for (const char32_t c : texts[id]) {
+      require(character_id(c) != no_id, "piece " + std::to_string(id) + " (\"" + pieces_[id] + "\") has a character that is no piece itself");
+    }
+  }
+}
+
+void Vocabulary::build_merges(const std::vector<std::u32string>& texts, const std::vector<float>& scores) {
+  std::unordered_map<std::u32string_view, std::int32_t> ids;
+  std::vector<std::size_t> by_score;
+  for (std::size_t id = 0; id < texts.size(); ++id) {
+    if (texts[id].empty()) continue;
+    require(ids.emplace(texts[id], static_cast<std::int32_t>(id)).second, "piece " + std::to_string(id) + " (\"" + pieces_[id] + "\") is there twice");
+    by_score.push_back(id);
+  }
+  std::stable_sort(by_score.begin(), by_score.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+
+  // Every symbol that merging can meet is a normal piece, so the pairs of normal pieces whose concatenation is one are all the merges.
+  std::vector<std::pair<std::uint64_t, Merge>> found;
+  std::uint32_t rank = 0;
+  for (std::size_t i = 0; i < by_score.size(); ++i) {
+    const std::size_t id = by_score[i];
+    if (i > 0 && scores[id] != scores[by_score[i - 1]]) ++rank;
+    const std::u32string_view text = texts[id];
+    for (std::size_t cut = 1; cut < text.size(); ++cut) {
+      const auto left = ids.find(text.substr(0, cut));
+      const auto right = ids.find(text.substr(cut));
+      if (left == ids.end() || right == ids.end()) continue;
+      found.emplace_back(merge_key(left->second, right->second), Merge{rank, static_cast<std::int32_t>(id)});
+    }
+  }
+  merge_shift_ = table_shift(found.size());
+  merges_.resize(table_size(merge_shift_));
+  for (const auto& [key, merge] : found) {
+    std::size_t slot = hash(key) >> merge_shift_;
+    while (merges_[slot].key != empty_key) slot = (slot + 1) & (merges_.size() - 1);
+    merges_[slot] = {key, merge};
+  }
+}
+
+void Vocabulary::build_pairs(const std::vector<std::u32string>& texts) {
+  std::unordered_set<std::uint64_t> found;
+  for (const std::u32string& text : texts) {
+    for (std::size_t i = 1; i < text.size(); ++i) {
+      found.insert(static_cast<std::uint64_t>(text[i - 1]) << 32 | text[i]);
+      if ((text[i - 1] | text[i]) < 128) ascii_joined_[text[i - 1] << 7 | text[i]] = true;
+    }
+  }
+  pair_shift_ = table_shift(found.size());
+  pairs_.assign(table_size(pair_shift_), empty_key);
+  for (const std::uint64_t key : found) {
+    std::size_t slot = hash(key) >> pair_shift_;
+    while (pairs_[slot] != empty_key) slot = (slot + 1) & (pairs_.size() - 1);
+    pairs_[slot] = key;
+  }
+}
+
+// Runs of spaces can be encoded without merging when
+//  (1) no normal piece has ▁ after another character, nor two ▁ in front of one: a run's ▁ merge with each other, and only the last of them with
+//      the word that follows;
+//  (2) the pieces of ▁ alone are there for every length 1..L, and those of length > 1 share one score below all other merge results: the run merges
+//      after the word has taken the last ▁ or left it, and, ties going leftmost, it grows from the left into pieces of L and one of the rest.
+void Vocabulary::find_space_runs(const std::vector<std::u32string>& texts, const std::vector<float>& scores) {
+  std::vector<std::int32_t> runs;
+  float lowest_word = 0, highest_run = 0, lowest_run = 0;
+  bool any_word = false;
+  for (std::size_t id = 0; id < texts.size(); ++id) {
+    const std::u32string& text = texts[id];
+    if (text.empty()) continue;
+    if (all_spaces(text)) {
+      if (runs.size() < text.size()) runs.resize(text.size(), no_id);
+      runs[text.size() - 1] = static_cast<std::int32_t>(id);
+      if (text.size() == 1) continue;
+      highest_run = highest_run == 0 ? scores[id] : std::max(highest_run, scores[id]);
+      lowest_run = lowest_run == 0 ? scores[id] : std::min(lowest_run, scores[id]);
+    } else if (text.size() > 1) {
+      if (text.find(space_symbol, 1) != std::u32string::npos) return;
+      lowest_word = any_word ? std::min(lowest_word, scores[id]) : scores[id];
+      any_word = true;
+    }
+  }
+  if (std::find(runs.begin(), runs.end(), no_id) != runs.end()) return;
+  if (runs.size() > 1 && (highest_run != lowest_run || (any_word && highest_run >= lowest_word))) return;
+  space_runs_ = std::move(runs);
+}
+
+}  // namespace tinyllama

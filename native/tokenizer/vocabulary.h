@@ -1,0 +1,106 @@
+// A SentencePiece BPE vocabulary with byte fallback, and everything encoding needs that follows from the pieces alone: merge ranks,
+// character ids, and the places where a text may be cut without changing its ids. Immutable: threads share one.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace tinyllama {
+
+// SentencePiece's ModelProto.SentencePiece.Type; other types (user defined, unused) are refused.
+enum class PieceType : std::uint8_t { normal = 1, unknown = 2, control = 3, byte = 6 };
+
+inline constexpr char32_t space_symbol = 0x2581;  // ▁
+inline constexpr std::int32_t no_id = -1;
+inline constexpr std::uint32_t no_rank = 0xFFFFFFFF;
+
+// What two neighbouring pieces become. Lower ranks merge first; pieces of equal score have equal rank.
+struct Merge {
+  std::uint32_t rank = no_rank;
+  std::int32_t id = no_id;
+};
+
+class Vocabulary {
+ public:
+  // One entry per id. Throws Error where a piece is not UTF-8, is doubled, has a type not listed above, uses a character that is no piece itself,
+  // or where one of the 256 byte pieces, <s> or </s> is missing.
+  Vocabulary(std::vector<std::string> pieces, const std::vector<float>& scores, const std::vector<std::uint8_t>& types);
+
+  std::int32_t size() const { return static_cast<std::int32_t>(pieces_.size()); }
+  const std::string& piece(std::int32_t id) const { return pieces_[static_cast<std::size_t>(id)]; }
+  PieceType type(std::int32_t id) const { return types_[static_cast<std::size_t>(id)]; }
+  std::int32_t bos() const { return bos_; }
+  std::int32_t eos() const { return eos_; }
+  std::int32_t byte_id(std::uint8_t byte) const { return byte_ids_[byte]; }
+  // The byte of a byte piece.
+  std::uint8_t byte_of(std::int32_t id) const { return byte_values_[static_cast<std::size_t>(id)]; }
+
+  // Id of the normal piece that is this one character, or no_id.
+  std::int32_t character_id(char32_t c) const {
+    return character_pages_[page_of_[c >> 8]][c & 0xFF];
+  }
+
+  // The merge of two pieces; rank no_rank when their concatenation is no normal piece.
+  Merge merge(std::int32_t left, std::int32_t right) const {
+    const std::uint64_t key = merge_key(left, right);
+    for (std::size_t slot = hash(key) >> merge_shift_;; slot = (slot + 1) & (merges_.size() - 1)) {
+      if (merges_[slot].key == key) return merges_[slot].merge;
+      if (merges_[slot].key == empty_key) return {};
+    }
+  }
+
+  // False when no normal piece holds these two characters side by side: then no merge ever crosses the boundary between them, the ids on
+  // either side do not depend on the other, and the text may be cut there.
+  bool joined(char32_t left, char32_t right) const {
+    if ((left | right) < 128) return ascii_joined_[left << 7 | right];
+    const std::uint64_t key = static_cast<std::uint64_t>(left) << 32 | right;
+    for (std::size_t slot = hash(key) >> pair_shift_;; slot = (slot + 1) & (pairs_.size() - 1)) {
+      if (pairs_[slot] == key) return true;
+      if (pairs_[slot] == empty_key) return false;
+    }
+  }
+
+  // The ▁-run rule (see find_space_runs): space_run(n) is the id of n times ▁ for 1 <= n <= longest_space_run(). 0: the rule does not hold.
+  int longest_space_run() const { return static_cast<int>(space_runs_.size()); }
+  std::int32_t space_run(int length) const { return space_runs_[static_cast<std::size_t>(length) - 1]; }
+
+ private:
+  static constexpr std::uint64_t empty_key = ~std::uint64_t{0};
+  struct MergeSlot {
+    std::uint64_t key = empty_key;
+    Merge merge;
+  };
+
+  static std::uint64_t merge_key(std::int32_t left, std::int32_t right) {
+    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
+  }
+  static std::uint64_t hash(std::uint64_t key) {  // the top bits are the good ones
+    key ^= key >> 29;
+    return key * 0x9E3779B97F4A7C15u;
+  }
+
+  void read_special_pieces();
+  void build_characters(const std::vector<std::u32string>& texts);
+  void build_merges(const std::vector<std::u32string>& texts, const std::vector<float>& scores);
+  void build_pairs(const std::vector<std::u32string>& texts);
+  void find_space_runs(const std::vector<std::u32string>& texts, const std::vector<float>& scores);
+
+  std::vector<std::string> pieces_;
+  std::vector<PieceType> types_;
+  std::array<std::int32_t, 256> byte_ids_{};
+  std::vector<std::uint8_t> byte_values_;
+  std::int32_t bos_ = no_id;
+  std::int32_t eos_ = no_id;
+  std::array<std::uint16_t, 0x1100> page_of_{};  // of 256 code points each; page 0 is empty
+  std::vector<std::array<std::int32_t, 256>> character_pages_;
+  std::vector<MergeSlot> merges_;  // open addressing, a power of two, at most half full
+  int merge_shift_ = 0;
+  std::array<bool, 128 * 128> ascii_joined_{};
+  std::vector<std::uint64_t> pairs_;  // likewise
+  int pair_shift_ = 0;
+  std::vector<std::int32_t> space_runs_;
+};
+
+}  // namespace tinyllama
