@@ -1,0 +1,51 @@
+/** The program: its commands, its services, and how it ends. */
+import { readFileSync } from "node:fs"
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { Console, Effect, Layer, Logger } from "effect"
+import { CliOutput, Command } from "effect/cli"
+import { chatCommand } from "./cli/commands/chat.ts"
+import { doctorCommand } from "./cli/commands/doctor.ts"
+import { planCommand } from "./cli/commands/plan.ts"
+import { runCommand } from "./cli/commands/run.ts"
+import { runsCommand } from "./cli/commands/runs.ts"
+import { stageCommand } from "./cli/commands/stage.ts"
+import { statusCommand } from "./cli/commands/status.ts"
+import { tokenizerCommand } from "./cli/commands/tokenizer.ts"
+import { report, teardown } from "./cli/Ending.ts"
+import { runMain } from "./pipeline/Signals.ts"
+import * as registry from "./stages/registry.ts"
+
+const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { readonly version: string }
+
+const program = Command.make("tinyllama").pipe(
+  Command.withDescription("The whole life of a small language model from one file: download, tokenize, pack, pretrain, fine-tune, evaluate, quantize, chat"),
+  Command.withSubcommands([
+    runCommand,
+    planCommand,
+    statusCommand,
+    runsCommand,
+    stageCommand,
+    chatCommand,
+    tokenizerCommand,
+    doctorCommand
+  ])
+)
+
+/** A mistake in the call is one line on stderr, not a page of help on stdout. */
+const terseUsageErrors = CliOutput.layerPresenter({
+  present: (event) =>
+    event._tag === "InvalidInvocation"
+      ? Console.error(`${event.errors.map((error) => error.message).join("\n")}\nTry: ${event.commandPath.join(" ")} --help`)
+      : CliOutput.defaultPresenter.present(event)
+})
+
+// A reader that goes away (`tinyllama runs ls | head`) ends the program quietly, as Unix tools do.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1))
+
+const services = Layer.mergeAll(NodeServices.layer, registry.layer, terseUsageErrors, Layer.succeed(Logger.LogToStderr, true))
+
+Command.run(program, { version }).pipe(
+  Effect.tapCause(report),
+  Effect.provide(services),
+  runMain({ teardown, disableErrorReporting: true })
+)
