@@ -66,7 +66,9 @@ const childrenOf = (pid: number): ReadonlyArray<number> => {
 const weightsDigest = (runs: string): string => {
   const stages = join(realpathSync(join(runs, "latest")), "stages")
   const hash = createHash("sha256")
-  for (const file of filesBelow(stages).filter((path) => /\.(safetensors|gguf)$/u.test(path) && path.includes("/out/"))) {
+  for (const file of filesBelow(stages).filter(
+    (path) => /\.(safetensors|gguf)$/u.test(path) && path.includes("/out/")
+  )) {
     hash.update(file.slice(stages.length)).update(createHash("sha256").update(readFileSync(file)).digest())
   }
   return hash.digest("hex")
@@ -91,7 +93,10 @@ const undisturbed = async (): Promise<{ readonly digest: string; readonly second
   return { digest, seconds }
 }
 
-const disturb = async (target: "worker" | "runner", moment: number): Promise<{ readonly runs: string; readonly hit: boolean; readonly last: Finished }> => {
+const disturb = async (
+  target: "worker" | "runner",
+  moment: number
+): Promise<{ readonly runs: string; readonly hit: boolean; readonly last: Finished }> => {
   const runs = temporary()
   const { child, finished } = start(runs)
   let over = false
@@ -119,7 +124,10 @@ console.log(`undisturbed: ${expected.seconds.toFixed(1)} s, weights ${expected.d
 
 let failures = 0
 const random = randomFrom(Number(options.seed))
-const targets = options.target === "both" ? (["worker", "runner"] as const) : ([options.target === "runner" ? "runner" : "worker"] as const)
+const targets =
+  options.target === "both"
+    ? (["worker", "runner"] as const)
+    : ([options.target === "runner" ? "runner" : "worker"] as const)
 for (const target of targets) {
   for (let kill = 1; kill <= Number(options.kills); kill++) {
     const moment = random() * expected.seconds * 0.95
@@ -135,5 +143,7 @@ for (const target of targets) {
     else rmSync(runs, { recursive: true })
   }
 }
-console.log(`${failures === 0 ? "all identical" : `${failures} failed`}: ${Number(options.kills) * targets.length} kills`)
+console.log(
+  `${failures === 0 ? "all identical" : `${failures} failed`}: ${Number(options.kills) * targets.length} kills`
+)
 process.exit(failures === 0 ? 0 : 1)

@@ -15,10 +15,14 @@ import { report, teardown } from "./cli/Ending.ts"
 import { runMain } from "./pipeline/Signals.ts"
 import * as registry from "./stages/registry.ts"
 
-const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { readonly version: string }
+const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+  readonly version: string
+}
 
 const program = Command.make("tinyllama").pipe(
-  Command.withDescription("The whole life of a small language model from one file: download, tokenize, pack, pretrain, fine-tune, evaluate, quantize, chat"),
+  Command.withDescription(
+    "The whole life of a small language model from one file: download, tokenize, pack, pretrain, fine-tune, evaluate, quantize, chat"
+  ),
   Command.withSubcommands([
     runCommand,
     planCommand,
@@ -35,14 +39,21 @@ const program = Command.make("tinyllama").pipe(
 const terseUsageErrors = CliOutput.layerPresenter({
   present: (event) =>
     event._tag === "InvalidInvocation"
-      ? Console.error(`${event.errors.map((error) => error.message).join("\n")}\nTry: ${event.commandPath.join(" ")} --help`)
+      ? Console.error(
+          `${event.errors.map((error) => error.message).join("\n")}\nTry: ${event.commandPath.join(" ")} --help`
+        )
       : CliOutput.defaultPresenter.present(event)
 })
 
 // A reader that goes away (`tinyllama runs ls | head`) ends the program quietly, as Unix tools do.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1))
 
-const services = Layer.mergeAll(NodeServices.layer, registry.layer, terseUsageErrors, Layer.succeed(Logger.LogToStderr, true))
+const services = Layer.mergeAll(
+  NodeServices.layer,
+  registry.layer,
+  terseUsageErrors,
+  Layer.succeed(Logger.LogToStderr, true)
+)
 
 Command.run(program, { version }).pipe(
   Effect.tapCause(report),

@@ -18,7 +18,9 @@ const encodeEvent = Schema.encodeEffect(Schema.fromJsonString(RunEvent))
  * Starts showing this process's run. The returned effect waits until every event published so far is shown and ends the display; closing the
  * scope ends it too.
  */
-export const startDisplay = Effect.fn("startDisplay")(function*(mode: DisplayMode): Effect.fn.Return<Effect.Effect<void>, never, RunEvents | Scope.Scope> {
+export const startDisplay = Effect.fn("startDisplay")(function* (
+  mode: DisplayMode
+): Effect.fn.Return<Effect.Effect<void>, never, RunEvents | Scope.Scope> {
   const subscription = yield* PubSub.subscribe(yield* RunEvents)
   const show = mode === "json" ? showJson : mode === "live" ? yield* showLive : yield* showPlain
   const shown = yield* Ref.make(0)
@@ -44,18 +46,22 @@ interface Show {
 const write = (stream: NodeJS.WriteStream, text: string) => Effect.sync(() => void stream.write(text))
 
 const showJson: Show = {
-  event: (event) => encodeEvent(event).pipe(Effect.orDie, Effect.flatMap((line) => write(process.stdout, `${line}\n`))),
+  event: (event) =>
+    encodeEvent(event).pipe(
+      Effect.orDie,
+      Effect.flatMap((line) => write(process.stdout, `${line}\n`))
+    ),
   end: Effect.void
 }
 
 /** Seconds between two progress lines of one stage in a pipe. */
 const PLAIN_PROGRESS_SECONDS = 10
 
-const showPlain = Effect.gen(function*() {
+const showPlain = Effect.gen(function* () {
   const readings = yield* Ref.make<ReadonlyMap<string, StageReading>>(new Map())
   const printed = new Map<string, number>()
   const event = (occurred: RunEvent) =>
-    Effect.gen(function*() {
+    Effect.gen(function* () {
       const known = yield* Ref.updateAndGet(readings, (map) => follow(map, occurred))
       const line = eventLine(occurred)
       if (line !== undefined) yield* write(process.stdout, `${line}\n`)
@@ -70,7 +76,7 @@ const showPlain = Effect.gen(function*() {
   return { event, end: Effect.void } satisfies Show
 })
 
-const showLive = Effect.gen(function*() {
+const showLive = Effect.gen(function* () {
   const readings = yield* Ref.make<ReadonlyMap<string, StageReading>>(new Map())
   let painted = 0
   // Moves to the first live line and clears from there down: what follows is painted anew.
@@ -82,16 +88,16 @@ const showLive = Effect.gen(function*() {
     process.stderr.write(`${erase()}${above}${lines.map((line) => `${line}\n`).join("")}`)
     painted = lines.length
   }
-  yield* Effect.gen(function*() {
+  yield* Effect.gen(function* () {
     paint(yield* Clock.currentTimeMillis, yield* Ref.get(readings), "")
   }).pipe(Effect.repeat(Schedule.spaced("150 millis")), Effect.forkScoped)
   const event = (occurred: RunEvent) =>
-    Effect.gen(function*() {
+    Effect.gen(function* () {
       const known = yield* Ref.updateAndGet(readings, (map) => follow(map, occurred))
       const line = eventLine(occurred)
       if (line !== undefined) paint(yield* Clock.currentTimeMillis, known, `${line}\n`)
     })
-  const end = Effect.gen(function*() {
+  const end = Effect.gen(function* () {
     yield* Ref.set(readings, new Map())
     paint(yield* Clock.currentTimeMillis, new Map(), "")
   })

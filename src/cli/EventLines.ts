@@ -56,7 +56,10 @@ export interface StageReading {
 }
 
 /** Takes an event in: a stage appears with its attempt, moves with its progress, and leaves when it ends. Times are in milliseconds. */
-export const follow = (readings: ReadonlyMap<string, StageReading>, event: RunEvent): ReadonlyMap<string, StageReading> => {
+export const follow = (
+  readings: ReadonlyMap<string, StageReading>,
+  event: RunEvent
+): ReadonlyMap<string, StageReading> => {
   if (event._tag === "AttemptStarted") {
     return new Map(readings).set(event.stage, { stage: event.stage, startedAt: Date.parse(event.at) })
   }
@@ -64,7 +67,11 @@ export const follow = (readings: ReadonlyMap<string, StageReading>, event: RunEv
     const known = readings.get(event.stage) ?? { stage: event.stage, startedAt: Date.parse(event.at) }
     // A new unit is a new phase of the stage (training, then validation): its rate counts from its own first reading.
     const first = known.last?.unit === event.unit ? known.first : undefined
-    return new Map(readings).set(event.stage, { ...known, first: first ?? { at: Date.parse(event.at), done: event.done }, last: event })
+    return new Map(readings).set(event.stage, {
+      ...known,
+      first: first ?? { at: Date.parse(event.at), done: event.done },
+      last: event
+    })
   }
   if (event._tag === "AttemptFailed" || event._tag === "StageFinished") {
     const remaining = new Map(readings)
@@ -78,13 +85,18 @@ export const follow = (readings: ReadonlyMap<string, StageReading>, event: RunEv
 export const readingLine = (reading: StageReading, now: number, nameWidth: number, width: number): string => {
   const name = reading.stage.padEnd(nameWidth)
   const { first, last } = reading
-  if (last === undefined || first === undefined) return `${name}  starting  ${Format.duration((now - reading.startedAt) / 1000)}`.slice(0, width)
+  if (last === undefined || first === undefined)
+    return `${name}  starting  ${Format.duration((now - reading.startedAt) / 1000)}`.slice(0, width)
   const share = last.total > 0 ? last.done / last.total : 0
   const seconds = (Date.parse(last.at) - first.at) / 1000
   const rate = seconds > 0 ? (last.done - first.done) / seconds : 0
   const left = rate > 0 ? `${Format.duration((last.total - last.done) / rate)} left` : ""
-  const amounts = last.unit === "bytes" ? `${Format.bytes(last.done)} of ${Format.bytes(last.total)}` : `${Format.count(last.done)} of ${Format.count(last.total)} ${last.unit}`
-  const pace = rate > 0 ? (last.unit === "bytes" ? `${Format.bytes(rate)}/s` : `${Format.count(rate)} ${last.unit}/s`) : ""
+  const amounts =
+    last.unit === "bytes"
+      ? `${Format.bytes(last.done)} of ${Format.bytes(last.total)}`
+      : `${Format.count(last.done)} of ${Format.count(last.total)} ${last.unit}`
+  const pace =
+    rate > 0 ? (last.unit === "bytes" ? `${Format.bytes(rate)}/s` : `${Format.count(rate)} ${last.unit}/s`) : ""
   const metrics = Object.entries(last.metrics)
     .flatMap(([metric, value]) => (value === null ? [] : [`${metric} ${Format.count(value)}`]))
     .join(" ")

@@ -8,7 +8,10 @@ export const runs = Flag.Directory("runs").pipe(
   Flag.withDescription("The folder that holds runs and their store")
 )
 
-export const json = Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("Print JSON, made for programs"))
+export const json = Flag.Boolean("json").pipe(
+  Flag.withDefault(false),
+  Flag.withDescription("Print JSON, made for programs")
+)
 
 export const pipelineFile = Argument.File("file").pipe(
   Argument.withDefault("pipeline.yaml"),
@@ -38,7 +41,11 @@ export const overlays = {
 export const selection = {
   fromStage: stageFlag("from-stage", "Run this stage and all below; above it, the newest complete artifacts serve"),
   toStage: stageFlag("to-stage", "Run nothing below this stage"),
-  only: Flag.String("only").pipe(Flag.atLeast(0), Flag.withMetavar("stage"), Flag.withDescription("Run this stage alone; may be repeated")),
+  only: Flag.String("only").pipe(
+    Flag.atLeast(0),
+    Flag.withMetavar("stage"),
+    Flag.withDescription("Run this stage alone; may be repeated")
+  ),
   force: Flag.String("force").pipe(
     Flag.atLeast(0),
     Flag.withMetavar("stage"),
@@ -68,8 +75,11 @@ export const toSelection = (flags: {
   ...(flags.force.length === 0 ? {} : { force: flags.force.flatMap((names) => names.split(",")) })
 })
 
-export const loadPipeline = Effect.fn("loadPipeline")((flags: {
-  readonly file: string
-  readonly set: ReadonlyArray<string>
-  readonly profile: ReadonlyArray<string>
-}) => Pipeline.loadPipeline({ file: flags.file, overrides: flags.set, profiles: flags.profile.flatMap((names) => names.split(",")) }))
+export const loadPipeline = Effect.fn("loadPipeline")(
+  (flags: { readonly file: string; readonly set: ReadonlyArray<string>; readonly profile: ReadonlyArray<string> }) =>
+    Pipeline.loadPipeline({
+      file: flags.file,
+      overrides: flags.set,
+      profiles: flags.profile.flatMap((names) => names.split(","))
+    })
+)

@@ -17,14 +17,20 @@ export const summaryText = (summary: RunSummary, pipeline: ResolvedPipeline): st
     ...next(summary, pipeline)
   ].join("\n")
 
-const time = (stage: StageSummary): string => (stage.outcome === "cached" || stage.outcome === "skipped" ? "" : Format.duration(stage.seconds))
+const time = (stage: StageSummary): string =>
+  stage.outcome === "cached" || stage.outcome === "skipped" ? "" : Format.duration(stage.seconds)
 
 const headline = (stage: StageSummary, pipeline: ResolvedPipeline): string => {
   if (stage.failure !== undefined) return stage.failure.message.split("\n")[0] ?? ""
   const type = pipeline.stages.find(({ name }) => name === stage.stage)?.type
   const facts = Object.fromEntries(Object.entries(stage.outputs).map(([port, artifact]) => [port, artifact.facts]))
   if (Object.keys(facts).length === 0) return ""
-  return type?.headline?.(facts) ?? Object.values(stage.outputs).map((artifact) => artifact.type).join(", ")
+  return (
+    type?.headline?.(facts) ??
+    Object.values(stage.outputs)
+      .map((artifact) => artifact.type)
+      .join(", ")
+  )
 }
 
 const warnings = (summary: RunSummary): ReadonlyArray<string> =>
@@ -41,7 +47,9 @@ const next = (summary: RunSummary, pipeline: ResolvedPipeline): ReadonlyArray<st
     const failed = summary.stages.find((stage) => stage.failure !== undefined)
     return [`Next: ${failed?.failure?.next ?? "see the messages above"}; then ${again}: what is complete is kept`]
   }
-  const chattable = summary.stages.some((stage) => Object.values(stage.outputs).some((artifact) => artifact.type === "GgufModel" && artifact.facts["chat"] !== null))
+  const chattable = summary.stages.some((stage) =>
+    Object.values(stage.outputs).some((artifact) => artifact.type === "GgufModel" && artifact.facts["chat"] !== null)
+  )
   return [
     ...(chattable ? [`Next: npx tinyllama chat ${summary.run}   talks to the model`] : []),
     `      npx tinyllama runs show ${summary.run}   shows every artifact and its numbers`

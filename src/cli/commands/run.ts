@@ -18,12 +18,19 @@ export const runCommand = Command.make(
     runs: Flags.runs,
     json: Flags.json,
     plain: Flag.Boolean("plain").pipe(Flag.withDefault(false), Flag.withDescription("Plain lines, on a terminal too")),
-    fresh: Flag.Boolean("new").pipe(Flag.withDefault(false), Flag.withDescription("Start a new run even if the latest one did not finish")),
-    cpus: Flag.Int("cpus").pipe(Flag.withMetavar("n"), Flag.atMost(1), Flag.withDescription("Cores to share among stages; all by default"))
+    fresh: Flag.Boolean("new").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Start a new run even if the latest one did not finish")
+    ),
+    cpus: Flag.Int("cpus").pipe(
+      Flag.withMetavar("n"),
+      Flag.atMost(1),
+      Flag.withDescription("Cores to share among stages; all by default")
+    )
   },
-  Effect.fn(function*(flags) {
+  Effect.fn(function* (flags) {
     const pipeline = yield* Flags.loadPipeline(flags)
-    const summary = yield* Effect.gen(function*() {
+    const summary = yield* Effect.gen(function* () {
       const stop = yield* Signals.stopSignal
       const finishDisplay = yield* startDisplay(displayMode(flags))
       const cpus = flags.cpus[0]

@@ -11,37 +11,53 @@ import * as Format from "../Format.ts"
 const list = Command.make(
   "ls",
   { json: Flags.json },
-  Effect.fn(function*(flags) {
+  Effect.fn(function* (flags) {
     const registry = yield* StageRegistry
     const types = (yield* Effect.forEach(registry.names, registry.load)).filter((type) => type !== undefined)
     if (flags.json) return yield* Console.log(JSON.stringify({ version: 1, stages: types.map(asJson) }))
-    yield* Console.log(Format.table(["stage type", "in", "out", "does"], types.map((type) => [type.name, ports(type.inputs), ports(type.outputs), type.describe])))
+    yield* Console.log(
+      Format.table(
+        ["stage type", "in", "out", "does"],
+        types.map((type) => [type.name, ports(type.inputs), ports(type.outputs), type.describe])
+      )
+    )
   })
 ).pipe(Command.withDescription("List the stage types"))
 
 const describe = Command.make(
   "describe",
   { type: Argument.String("type").pipe(Argument.withDescription("A stage type, say pretrain")), json: Flags.json },
-  Effect.fn(function*(flags) {
+  Effect.fn(function* (flags) {
     const registry = yield* StageRegistry
     const type = yield* registry.load(flags.type)
     if (type === undefined) {
       const hint = didYouMean(flags.type, registry.names)
-      yield* Console.error(`no stage type "${flags.type}"${hint === undefined ? "" : `; did you mean "${hint}"?`}\nNext: tinyllama stage ls`)
+      yield* Console.error(
+        `no stage type "${flags.type}"${hint === undefined ? "" : `; did you mean "${hint}"?`}\nNext: tinyllama stage ls`
+      )
       return yield* new Ended({ code: 2 })
     }
     if (flags.json) return yield* Console.log(JSON.stringify({ version: 1, ...asJson(type) }))
     yield* Console.log(`${type.name} (version ${type.version}): ${type.describe}\n`)
     const portRows = [
-      ...Object.entries(type.inputs).map(([name, port]) => [`in   ${name}`, `${port.type}${port.many ? ", a list" : ""}${port.optional ? ", optional" : ""}`, port.describe]),
+      ...Object.entries(type.inputs).map(([name, port]) => [
+        `in   ${name}`,
+        `${port.type}${port.many ? ", a list" : ""}${port.optional ? ", optional" : ""}`,
+        port.describe
+      ]),
       ...Object.entries(type.outputs).map(([name, port]) => [`out  ${name}`, port.type, port.describe])
     ]
     yield* Console.log(`${Format.table(["port", "type", "is"], portRows)}\n`)
-    yield* Console.log(Format.table(["parameter", "type", "default", "a change is", "is"], Object.entries(type.params).map(parameterRow)))
+    yield* Console.log(
+      Format.table(["parameter", "type", "default", "a change is", "is"], Object.entries(type.params).map(parameterRow))
+    )
   })
 ).pipe(Command.withDescription("Show a stage type's ports and parameters"))
 
-export const stageCommand = Command.make("stage").pipe(Command.withDescription("The stage types"), Command.withSubcommands([list, describe]))
+export const stageCommand = Command.make("stage").pipe(
+  Command.withDescription("The stage types"),
+  Command.withSubcommands([list, describe])
+)
 
 const ports = (named: AnyStageType["inputs"] | AnyStageType["outputs"]): string =>
   Object.entries(named)

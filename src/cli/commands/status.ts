@@ -11,8 +11,8 @@ import * as Format from "../Format.ts"
 export const statusCommand = Command.make(
   "status",
   { run: Flags.runName, runs: Flags.runs, json: Flags.json },
-  Effect.fn(function*(flags) {
-    yield* Effect.gen(function*() {
+  Effect.fn(function* (flags) {
+    yield* Effect.gen(function* () {
       const runs = yield* Runs
       const run = yield* runs.find(flags.run)
       const events = yield* runs.readEvents(run)
@@ -21,16 +21,22 @@ export const statusCommand = Command.make(
       const now = yield* Clock.currentTimeMillis
       const readings = events.reduce<ReadonlyMap<string, StageReading>>(follow, new Map())
       yield* Console.log(`run ${run.id}: ${statusWord(run)}`)
-      yield* Console.log(Format.table(["stage", "state"], [...states].map(([stage, state]) => {
-        const reading = run.status === "running" && !run.abandoned ? readings.get(stage) : undefined
-        return [stage, reading === undefined ? state : readingLine(reading, now, 0, 160).trim()]
-      })))
+      yield* Console.log(
+        Format.table(
+          ["stage", "state"],
+          [...states].map(([stage, state]) => {
+            const reading = run.status === "running" && !run.abandoned ? readings.get(stage) : undefined
+            return [stage, reading === undefined ? state : readingLine(reading, now, 0, 160).trim()]
+          })
+        )
+      )
     }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
   })
 ).pipe(Command.withDescription("Show how far a run is"))
 
 /** The run's status for people: a run whose runner died says so. */
-export const statusWord = (run: RunInfo): string => (run.abandoned ? "interrupted; the same run command goes on with it" : run.status)
+export const statusWord = (run: RunInfo): string =>
+  run.abandoned ? "interrupted; the same run command goes on with it" : run.status
 
 const stageStates = (events: ReadonlyArray<RunEvent>): ReadonlyMap<string, string> => {
   const states = new Map<string, string>()
@@ -38,9 +44,15 @@ const stageStates = (events: ReadonlyArray<RunEvent>): ReadonlyMap<string, strin
     if (event._tag === "RunStarted") for (const stage of event.stages) states.set(stage, "waiting")
     if (event._tag === "StageCached") states.set(event.stage, "up to date")
     if (event._tag === "AttemptStarted") states.set(event.stage, `running, attempt ${event.attempt}`)
-    if (event._tag === "AttemptFailed") states.set(event.stage, `attempt ${event.attempt} failed: ${event.message.split("\n")[0]}`)
+    if (event._tag === "AttemptFailed")
+      states.set(event.stage, `attempt ${event.attempt} failed: ${event.message.split("\n")[0]}`)
     if (event._tag === "StageFinished" && event.outcome !== "cached") {
-      states.set(event.stage, event.message === undefined ? `${event.outcome} in ${Format.duration(event.seconds)}` : `${event.outcome}: ${event.message.split("\n")[0]}`)
+      states.set(
+        event.stage,
+        event.message === undefined
+          ? `${event.outcome} in ${Format.duration(event.seconds)}`
+          : `${event.outcome}: ${event.message.split("\n")[0]}`
+      )
     }
   }
   return states
