@@ -147,8 +147,8 @@ void test_gradients(bool tied) {
       const double slope = (loss_with(index, weights[index] + step) - loss_with(index, weights[index] - step)) / (2.0 * step);
       const double error = std::abs(slope - static_cast<double>(gradients[index]));
       check(error <= 2e-3 * static_cast<double>(largest) + 2e-3,
-            (tied ? "tied " : "") + parameter.name + " element " + std::to_string(index) + ": gradient " + std::to_string(gradients[index]) +
-                ", finite difference " + std::to_string(slope));
+            (tied ? "tied " : "") + parameter.name + " element " + std::to_string(index) + ": gradient " +
+                std::to_string(gradients[index]) + ", finite difference " + std::to_string(slope));
     }
   }
 
