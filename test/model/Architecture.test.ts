@@ -15,7 +15,7 @@ const decode = Schema.decodeUnknownEffect(Model, { errors: "all", onExcessProper
 const issues = (written: unknown) =>
   Effect.map(Effect.flip(decode(written)), (error) =>
     SchemaIssue.makeFormatterStandardSchemaV1()(error.issue).issues.map(
-      ({ message, path = [] }) => `${path.join(".")}: ${message}`
+      ({ message, path = [] }) => `${path.map(String).join(".")}: ${message}`
     )
   )
 const small = { hidden_size: 64, intermediate_size: 176, num_hidden_layers: 2, num_attention_heads: 4 }

@@ -91,7 +91,7 @@ layer(NodeServices.layer)("Safetensors", (it) => {
       for (const name of ["tiny", "mixed"]) {
         const path = `test/oracle/safetensors/${name}.safetensors`
         const { metadata, tensors } = yield* readSafetensors(path)
-        const sources = [...tensors.values()].map((t): TensorSource<never> => ({
+        const sources = [...tensors.values()].map((t): TensorSource => ({
           name: t.name,
           dtype: t.dtype as FloatDtype,
           shape: t.shape,
