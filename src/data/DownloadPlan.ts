@@ -1,0 +1,130 @@
+/** What a download will bring, before it brings it: each source of the pipeline file becomes a list of files with a place in the artifact. */
+import { Effect } from "effect"
+import { StageError } from "../pipeline/StageType.ts"
+import type { DocumentFormat } from "./Documents.ts"
+import { access, list } from "./Hub.ts"
+import { shownUrl } from "./HttpDownload.ts"
+import { formatOf, listOf, resolveLocal, type Selected, type Source, withinBudget } from "./Sources.ts"
+
+/** A file to bring: where it lies, and what the artifact calls it. */
+export interface Planned {
+  readonly index: number
+  readonly place: string
+  readonly from:
+    | { readonly kind: "file"; readonly address: string }
+    | { readonly kind: "http"; readonly address: string; readonly headers: Readonly<Record<string, string>> }
+  readonly source: string
+  readonly name: string
+  readonly format: DocumentFormat
+  readonly bytes: number
+  readonly sha256: string | undefined
+}
+
+/** A relative path that stays inside its folder. */
+const inside = (id: string): string =>
+  id
+    .split("/")
+    .filter((part) => part !== "" && part !== ".")
+    .map((part) => (part === ".." ? "_up" : part))
+    .join("/")
+
+/** How messages name a source. */
+export const describe = (source: Source, index: number): string =>
+  source.url !== undefined
+    ? `sources[${index}] (url: ${shownUrl(source.url)})`
+    : source.hub !== undefined
+      ? `sources[${index}] (hub: ${source.hub})`
+      : `sources[${index}] (path: ${listOf(source.path).join(", ")})`
+
+/** Applies max_bytes, and checks what can be said once the number of files is known. */
+const select = Effect.fnUntraced(function* (source: Source, index: number, planned: ReadonlyArray<Planned>) {
+  const place = describe(source, index)
+  if (source.sha256 !== undefined && planned.length > 1)
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: `${place}: sha256 is given for ${planned.length} files`,
+      next: "a sha256 goes with a source that names one file: split the source"
+    })
+  const selected = withinBudget(planned, source.max_bytes)
+  const first = selected.leftOut[0]
+  if (selected.taken.length === 0 && first !== undefined)
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: `${place}: its first file, ${first.source}, has ${first.bytes} bytes, more than max_bytes ${source.max_bytes}`,
+      next: "raise max_bytes or exclude that file"
+    })
+  return selected
+})
+
+const planUrl = Effect.fnUntraced(function* (source: Source & { readonly url: string }, index: number) {
+  const place = describe(source, index)
+  const name = inside(new URL(source.url).pathname) || "index"
+  const planned: Planned = {
+    index,
+    place,
+    from: { kind: "http", address: source.url, headers: {} },
+    source: shownUrl(source.url),
+    name,
+    format: yield* formatOf(place, name, source.format),
+    bytes: 0,
+    sha256: source.sha256
+  }
+  const selected: Selected<Planned> = { taken: [planned], leftOut: [] }
+  return selected
+})
+
+const planHub = Effect.fnUntraced(function* (
+  source: Source & { readonly hub: string },
+  index: number,
+  endpoint: string | null
+) {
+  const place = describe(source, index)
+  const hub = yield* access(endpoint)
+  const repository = { id: source.hub, revision: source.revision ?? "main", type: source.type ?? "dataset" }
+  const files = yield* list(repository, listOf(source.files), listOf(source.exclude), place, hub)
+  const planned = yield* Effect.forEach(files, (file) =>
+    Effect.map(formatOf(place, file.path, source.format), (format): Planned => ({
+      index,
+      place: `${place} ${file.path}`,
+      from: { kind: "http", address: file.url, headers: hub.headers },
+      source: `hub:${repository.id}@${repository.revision}/${file.path}`,
+      name: inside(file.path),
+      format,
+      bytes: file.bytes,
+      sha256: source.sha256 ?? file.sha256
+    }))
+  )
+  return yield* select(source, index, planned)
+})
+
+/** The files of a local source, within its budget. */
+export const planLocal = Effect.fnUntraced(function* (source: Source, index: number, baseDirectory: string) {
+  const files = yield* resolveLocal(source, index, baseDirectory)
+  const planned = yield* Effect.forEach(files, (file) =>
+    Effect.map(formatOf(`sources[${index}]`, file.id, source.format), (format): Planned => ({
+      index,
+      place: `sources[${index}] ${file.id}`,
+      from: { kind: "file", address: file.absolute },
+      source: file.id,
+      name: inside(file.id),
+      format,
+      bytes: file.bytes,
+      sha256: source.sha256
+    }))
+  )
+  return yield* select(source, index, planned)
+})
+
+/** The files of any source, within its budget. */
+export const plan = (
+  source: Source,
+  index: number,
+  options: { readonly baseDirectory: string; readonly endpoint: string | null }
+) => {
+  const { url, hub } = source
+  return url !== undefined
+    ? planUrl({ ...source, url }, index)
+    : hub !== undefined
+      ? planHub({ ...source, hub }, index, options.endpoint)
+      : planLocal(source, index, options.baseDirectory)
+}

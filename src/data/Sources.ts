@@ -1,0 +1,196 @@
+/**
+ * Where documents come from: local files and globs, URLs, files of a hub repository. Here are the form of a source in the pipeline file and
+ * the resolution of local patterns; transfers are in HttpDownload.ts, hub listings in Hub.ts.
+ */
+import { glob, stat } from "node:fs/promises"
+import { basename, isAbsolute, matchesGlob, normalize, relative, resolve, sep } from "node:path"
+import { Effect, Schema } from "effect"
+import { StageError } from "../pipeline/StageType.ts"
+import type { DocumentFormat } from "./Documents.ts"
+import { fileFailure } from "./FileFailure.ts"
+
+const Patterns = Schema.Union([Schema.NonEmptyString, Schema.NonEmptyArray(Schema.NonEmptyString)])
+const Sha256 = Schema.String.check(
+  Schema.isPattern(/^[0-9a-f]{64}$/u, { message: "a sha256 is 64 lower-case hexadecimal digits" })
+)
+
+const SourceFields = Schema.Struct({
+  path: Schema.optionalKey(Patterns).annotate({
+    description: "file or glob, or a list of them, relative to the pipeline file"
+  }),
+  url: Schema.optionalKey(
+    Schema.String.check(
+      Schema.isPattern(/^https?:\/\/[^\s]+$/u, { message: "a url starts with http:// or https://" }),
+      Schema.makeFilter((url: string) => URL.canParse(url) || "this is not a url")
+    )
+  ),
+  hub: Schema.optionalKey(
+    Schema.String.check(
+      Schema.isPattern(/^[\w.-]+\/[\w.-]+$/u, { message: "a hub repository is written owner/name" })
+    ).annotate({ description: "repository on the hub, owner/name" })
+  ),
+  files: Schema.optionalKey(Patterns).annotate({ description: "globs of files inside the hub repository" }),
+  revision: Schema.optionalKey(Schema.NonEmptyString).annotate({
+    description: "branch, tag or commit of the hub repository; default main"
+  }),
+  type: Schema.optionalKey(Schema.Literals(["dataset", "model"])).annotate({
+    description: "kind of hub repository; default dataset"
+  }),
+  exclude: Schema.optionalKey(Patterns).annotate({ description: "globs of files to leave out" }),
+  format: Schema.optionalKey(Schema.Literals(["text", "jsonl"])).annotate({
+    description: "default: jsonl for .jsonl and .ndjson, text for all else"
+  }),
+  max_bytes: Schema.optionalKey(Schema.Int.check(Schema.isGreaterThan(0))).annotate({
+    description: "take files in order, up to this many bytes in all"
+  }),
+  sha256: Schema.optionalKey(Sha256).annotate({ description: "of the one file that this source names" })
+})
+type SourceFields = typeof SourceFields.Type
+
+/** Fields that only make sense with some kinds of source. */
+const usedWith: ReadonlyArray<readonly [keyof SourceFields, ReadonlyArray<"path" | "url" | "hub">]> = [
+  ["files", ["hub"]],
+  ["revision", ["hub"]],
+  ["type", ["hub"]],
+  ["exclude", ["path", "hub"]],
+  ["max_bytes", ["path", "hub"]]
+]
+
+export const Source = SourceFields.check(
+  Schema.makeFilter((source: SourceFields) => {
+    const kinds = (["path", "url", "hub"] as const).filter((kind) => source[kind] !== undefined)
+    const kind = kinds[0]
+    if (kind === undefined || kinds.length > 1)
+      return [{ path: [], issue: "a source has exactly one of path, url and hub" }]
+    const issues = usedWith
+      .filter(([field, allowed]) => source[field] !== undefined && !allowed.includes(kind))
+      .map(([field]) => ({ path: [field], issue: `${field} has no meaning for a ${kind} source` }))
+    if (kind === "hub" && source.files === undefined)
+      issues.push({ path: ["files"], issue: `a hub source needs files, for example files: "*.jsonl"` })
+    return issues
+  })
+).annotate({ identifier: "Source" })
+export type Source = typeof Source.Type
+
+export const listOf = (patterns: string | ReadonlyArray<string> | undefined): ReadonlyArray<string> =>
+  patterns === undefined ? [] : typeof patterns === "string" ? [patterns] : patterns
+
+/** The format that the extension tells; archives and columnar files are refused here, where the name is known. */
+export const formatOf = (
+  place: string,
+  name: string,
+  given: DocumentFormat | undefined
+): Effect.Effect<DocumentFormat, StageError> => {
+  const extension = /\.(gz|zst|zstd|bz2|xz|zip|tar|tgz|parquet)$/i.exec(name)?.[1]
+  if (extension !== undefined)
+    return Effect.fail(
+      new StageError({
+        failure: "invalid-input",
+        message: `${place}: ${name} is a .${extension} file; documents are plain text or jsonl`,
+        next: "unpack or convert it first and name the result"
+      })
+    )
+  return Effect.succeed(given ?? (/\.(jsonl|ndjson)$/i.test(name) ? "jsonl" : "text"))
+}
+
+export interface Selected<T> {
+  readonly taken: ReadonlyArray<T>
+  readonly leftOut: ReadonlyArray<T>
+}
+
+/** The longest prefix of `files` within the budget; the order decides, so that the choice is easy to foresee. */
+export const withinBudget = <T extends { readonly bytes: number }>(
+  files: ReadonlyArray<T>,
+  maxBytes: number | undefined
+): Selected<T> => {
+  if (maxBytes === undefined) return { taken: files, leftOut: [] }
+  let total = 0
+  const end = files.findIndex((file) => (total += file.bytes) > maxBytes)
+  return end < 0 ? { taken: files, leftOut: [] } : { taken: files.slice(0, end), leftOut: files.slice(end) }
+}
+
+export interface LocalFile {
+  readonly absolute: string
+  /** How it is called in artifacts: relative, with forward slashes; never a path of this machine. */
+  readonly id: string
+  readonly bytes: number
+}
+
+const forward = (path: string): string => path.replaceAll(sep, "/")
+const magic = /[*?[\]{}()!]/
+
+/** The leading folders of a pattern that hold no wildcard. */
+const fixedPrefix = (pattern: string): string => {
+  const parts = pattern.split("/")
+  const first = parts.findIndex((part) => magic.test(part))
+  return parts.slice(0, first < 0 ? parts.length - 1 : first).join("/") || "/"
+}
+
+const matches = async (pattern: string, baseDirectory: string): Promise<ReadonlyArray<string>> => {
+  const literal = resolve(baseDirectory, pattern)
+  const found: Array<string> = []
+  const literalStat = await stat(literal).catch(() => undefined)
+  if (literalStat?.isFile()) return [literal]
+  if (!magic.test(pattern)) return []
+  for await (const match of glob(pattern, { cwd: baseDirectory })) found.push(resolve(baseDirectory, match))
+  return found
+}
+
+/**
+ * The files that a local source names, in a fixed order: patterns as listed, the matches of each sorted by name. Fails with invalid-input when a
+ * pattern matches no file, names a folder, or all matches are excluded.
+ */
+export const resolveLocal = Effect.fn("Sources.resolveLocal")(function* (
+  source: Source,
+  index: number,
+  baseDirectory: string
+) {
+  const excluded = listOf(source.exclude).map((pattern) => forward(normalize(pattern)))
+  const files = new Map<string, LocalFile>()
+  for (const written of listOf(source.path)) {
+    const pattern = normalize(written)
+    const place = `sources[${index}] (path: ${written})`
+    const found = yield* Effect.tryPromise({
+      try: async () => {
+        const sized = await Promise.all(
+          (await matches(pattern, baseDirectory)).map(async (absolute) => ({
+            absolute,
+            stat: await stat(absolute).catch(() => undefined) // a link that leads nowhere
+          }))
+        )
+        return sized.flatMap(({ absolute, stat }) => (stat?.isFile() ? [{ absolute, bytes: stat.size }] : []))
+      },
+      catch: fileFailure(place)
+    })
+    if (found.length === 0) {
+      const isFolder = yield* Effect.promise(() =>
+        stat(resolve(baseDirectory, pattern)).then(
+          (entry) => entry.isDirectory(),
+          () => false
+        )
+      )
+      return yield* new StageError({
+        failure: "invalid-input",
+        message: `${place}: ${isFolder ? "is a folder, not a file" : magic.test(pattern) ? "the glob matches no file" : "no such file"}`,
+        next: isFolder
+          ? `write a glob, for example ${written.replace(/\/+$/, "")}/**/*.md`
+          : `relative paths start at the pipeline file's folder; look there for ${written}`
+      })
+    }
+    const root = isAbsolute(pattern) ? fixedPrefix(forward(pattern)) : baseDirectory
+    const named = found
+      .map((file) => ({ ...file, id: forward(relative(root, file.absolute)) || basename(file.absolute) }))
+      .filter(
+        (file) => !excluded.some((glob) => matchesGlob(file.id, glob) || matchesGlob(forward(file.absolute), glob))
+      )
+      .sort((a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : 0))
+    for (const file of named) if (!files.has(file.absolute)) files.set(file.absolute, file)
+  }
+  if (files.size === 0)
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: `sources[${index}] (path: ${listOf(source.path).join(", ")}): exclude leaves no file`,
+      next: `narrow exclude: ${listOf(source.exclude).join(", ")}`
+    })
+  return [...files.values()]
+})

@@ -1,0 +1,194 @@
+/**
+ * download: brings text from this machine, the web or a hub into one Documents artifact. Files are copied: the user may edit the originals.
+ * What the web sends is trusted once and then kept; give a sha256 to pin it.
+ */
+import { createHash } from "node:crypto"
+import { copyFile, link, mkdir, open, writeFile } from "node:fs/promises"
+import { dirname, join } from "node:path"
+import { Effect, Schema } from "effect"
+import { type DocumentFile, encodeList, listFile } from "../data/Documents.ts"
+import { fileFailure } from "../data/FileFailure.ts"
+import { describe, plan, planLocal, type Planned } from "../data/DownloadPlan.ts"
+import { accessHint } from "../data/Hub.ts"
+import { download, sha256OfFile } from "../data/HttpDownload.ts"
+import { Source } from "../data/Sources.ts"
+import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
+
+/** Copies in pieces, hashing on the way. */
+const copy = async (
+  from: string,
+  to: string,
+  onBytes: (bytes: number) => void,
+  stopRequested: () => boolean
+): Promise<{ readonly bytes: number; readonly sha256: string } | undefined> => {
+  await using source = await open(from, "r")
+  await using target = await open(to, "w")
+  const hash = createHash("sha256")
+  const buffer = Buffer.allocUnsafe(1 << 20)
+  let bytes = 0
+  for (;;) {
+    if (stopRequested()) return undefined
+    const { bytesRead } = await source.read(buffer, 0, buffer.length)
+    if (bytesRead === 0) return { bytes, sha256: hash.digest("hex") }
+    const piece = buffer.subarray(0, bytesRead)
+    hash.update(piece)
+    await target.writeFile(piece)
+    onBytes((bytes += bytesRead))
+  }
+}
+
+/** Meters all files together; a reading per half percent is enough. */
+const meter = (context: Pick<StageContext<unknown, unknown>, "progress">, planned: ReadonlyArray<Planned>) => {
+  const totals = planned.map(({ bytes }) => bytes)
+  const dones = planned.map(() => 0)
+  let done = 0
+  let total = totals.reduce((sum, bytes) => sum + bytes, 0)
+  let shown = -1
+  return (file: number, bytes: number, size: number | undefined): void => {
+    total += Math.max(size ?? 0, bytes, totals[file] ?? 0) - (totals[file] ?? 0)
+    totals[file] = Math.max(size ?? 0, bytes, totals[file] ?? 0)
+    done += bytes - (dones[file] ?? 0)
+    dones[file] = bytes
+    if (done === total || done - shown >= total / 200) {
+      context.progress({ done, total, unit: "bytes" })
+      shown = done
+    }
+  }
+}
+
+/** What max_bytes left out of a source, for the facts. */
+interface LeftOut {
+  readonly source: number
+  readonly files: number
+  readonly bytes: number
+}
+
+const params = {
+  sources: parameter(Schema.NonEmptyArray(Source), {
+    change: "identity",
+    describe:
+      "where the text comes from: a list of {path: file or glob | url | hub: owner/name with files}, each with exclude, max_bytes, format, sha256"
+  }),
+  endpoint: parameter(Schema.NullOr(Schema.String), {
+    change: "operational",
+    describe: "address of the hub; by default HF_ENDPOINT from the environment, else the public hub",
+    default: null
+  })
+}
+
+export const downloadStage = defineStage({
+  name: "download",
+  version: 1,
+  describe: "Brings text files and jsonl from this machine, the web or a hub into one set of documents",
+  params,
+  inputs: {},
+  outputs: { documents: { type: "Documents", describe: "the files, and where each came from" } },
+
+  observe: (params, baseDirectory) =>
+    Effect.forEach(params.sources, (source, index) =>
+      source.path === undefined
+        ? Effect.succeed(null)
+        : planLocal(source, index, baseDirectory).pipe(
+            Effect.flatMap(({ taken }) =>
+              Effect.forEach(
+                taken,
+                ({ from, source: path, place }) =>
+                  Effect.map(sha256OfFile(from.address, place), (sha256) => ({ path, sha256 })),
+                { concurrency: 8 }
+              )
+            )
+          )
+    ),
+
+  run: Effect.fn("download")(function* (context) {
+    const { sources, endpoint } = context.params
+    const output = context.output("documents")
+    const planned: Array<Planned> = []
+    const leftOut: Array<LeftOut> = []
+    const known = new Set<string>()
+    for (const [index, source] of sources.entries()) {
+      const selected = yield* plan(source, index, { baseDirectory: context.baseDirectory, endpoint })
+      const fresh = selected.taken.filter(({ from }) => !known.has(from.address))
+      for (const { from } of fresh) known.add(from.address)
+      planned.push(...fresh)
+      if (fresh.length < selected.taken.length)
+        context.log(
+          `${describe(source, index)}: ${selected.taken.length - fresh.length} files are named by an earlier source and taken once`
+        )
+      if (selected.leftOut.length > 0) {
+        const bytes = selected.leftOut.reduce((sum, file) => sum + file.bytes, 0)
+        leftOut.push({ source: index, files: selected.leftOut.length, bytes })
+        context.log(
+          `${describe(source, index)}: max_bytes ${source.max_bytes} takes ${selected.taken.length} files; left out ${selected.leftOut.length} files (${bytes} bytes), from ${selected.leftOut[0]?.source} on`
+        )
+      }
+    }
+
+    const report = meter(context, planned)
+    const files: Array<DocumentFile> = []
+    for (const [number, file] of planned.entries()) {
+      if (context.stopRequested())
+        return yield* new Preempted({
+          message: `stopped after ${number} of ${planned.length} files; downloads are kept`
+        })
+      const path = `files/${file.index}/${file.name}`
+      const target = join(output, path)
+      const onDisk = fileFailure(file.place)
+      yield* Effect.tryPromise({ try: () => mkdir(dirname(target), { recursive: true }), catch: onDisk })
+      const { from } = file
+      const kept = join(context.work, "downloads", createHash("sha256").update(from.address).digest("hex").slice(0, 32))
+      const fetched =
+        from.kind === "file"
+          ? yield* Effect.tryPromise({
+              try: () =>
+                copy(
+                  from.address,
+                  target,
+                  (bytes) => report(number, bytes, undefined),
+                  () => context.stopRequested()
+                ),
+              catch: onDisk
+            })
+          : yield* download({
+              url: from.address,
+              headers: from.headers,
+              place: file.place,
+              target: kept,
+              sha256: file.sha256,
+              accessHint: file.source.startsWith("hub:") ? accessHint : "name a file that is open to all",
+              onBytes: (done, total) => report(number, done, total),
+              stopRequested: () => context.stopRequested()
+            }).pipe(
+              Effect.tap(() =>
+                Effect.tryPromise({
+                  try: () => link(kept, target).catch(() => copyFile(kept, target)), // the work folder may be on another disk
+                  catch: onDisk
+                })
+              )
+            )
+      if (fetched === undefined) return yield* new Preempted({ message: `stopped while copying ${file.source}` })
+      if (file.sha256 !== undefined && fetched.sha256 !== file.sha256)
+        return yield* new StageError({
+          failure: "corrupt",
+          message: `${file.place}: wrong sha256\n  expected ${file.sha256}\n  actual   ${fetched.sha256}`,
+          next: "check the file, and correct sha256 if this is the one you want"
+        })
+      if (from.kind === "http") context.log(`${file.source}: ${fetched.bytes} bytes, sha256 ${fetched.sha256}`)
+      files.push({ path, format: file.format, source: file.source, bytes: fetched.bytes, sha256: fetched.sha256 })
+    }
+
+    const bytes = files.reduce((sum, file) => sum + file.bytes, 0)
+    if (bytes === 0)
+      return yield* new StageError({
+        failure: "invalid-input",
+        message: `the corpus is empty: ${files.length} files with 0 bytes in all`,
+        next: "name sources that hold text"
+      })
+    yield* Effect.tryPromise({
+      try: () => writeFile(join(output, listFile), encodeList(files)),
+      catch: fileFailure(listFile)
+    })
+    context.log(`${files.length} files, ${bytes} bytes`)
+    return { documents: { files: files.length, bytes, left_out: leftOut.map((entry) => ({ ...entry })) } }
+  })
+})
