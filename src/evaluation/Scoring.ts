@@ -2,13 +2,8 @@
 import { createHash } from "node:crypto"
 import { Effect, FileSystem, Schema } from "effect"
 import type { Batch } from "../engine/Native.ts"
+import type { Scores } from "../engine/Scorer.ts"
 import type { LogLikelihood, ScoredSequence } from "./LogLikelihood.ts"
-
-/** Log-probability of every scored target and whether it was the most probable id; (batch × length), row by row. */
-export interface Scores {
-  readonly logProbabilities: Float32Array
-  readonly greedy: Uint8Array
-}
 
 /** Indices of rows that are scored together: longest first, so that a batch pads little and memory is known from the start. */
 export const planBatches = (

@@ -2,8 +2,9 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, it, layer } from "@effect/vitest"
 import { Effect, FileSystem } from "effect"
 import type { Batch } from "../../src/engine/Native.ts"
+import type { Scores } from "../../src/engine/Scorer.ts"
 import { pairSequence, rollingWindows, type ScoredSequence } from "../../src/evaluation/LogLikelihood.ts"
-import { padBatch, planBatches, scoreSequences, type Scores } from "../../src/evaluation/Scoring.ts"
+import { padBatch, planBatches, scoreSequences } from "../../src/evaluation/Scoring.ts"
 import { perplexityTask, spread } from "../../src/evaluation/tasks/Perplexity.ts"
 
 const rows = (...lengths: ReadonlyArray<number>): ReadonlyArray<ScoredSequence> =>
