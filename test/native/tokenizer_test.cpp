@@ -173,7 +173,7 @@ Pieces llama2(const std::string& path) {
   std::string line;
   for (int id = 0; std::getline(lines, line); ++id) {
     if (id < 259) continue;
-    const bool spaces = code_points(line).find_first_not_of(space_symbol) == std::u32string::npos && code_points(line).size() > 1;
+    const bool spaces = code_points(line).find_first_not_of(space_symbol) == std::u32string::npos;
     pieces.add(line, spaces ? -1e9f : static_cast<float>(259 - id));
   }
   return pieces;

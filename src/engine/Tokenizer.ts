@@ -1,0 +1,51 @@
+/** Text to token ids and back, by the native tokenizer: SentencePiece's BPE exactly, on bytes. */
+import { Effect } from "effect"
+import { loadVocabulary, type TokenizerName, type Vocabulary, type VocabularyUnavailable } from "../model/Vocabulary.ts"
+import * as Native from "./Native.ts"
+
+export interface Tokenizer {
+  readonly name: TokenizerName
+  readonly vocabulary: Vocabulary
+  readonly vocabularySize: number
+  /** Digest of the vocabulary; artifacts made with different tokenizers are told apart by it. */
+  readonly digest: string
+  readonly bos: number
+  readonly eos: number
+  /**
+   * Ids of one document. The defaults are SentencePiece's: no BOS, no EOS, a dummy prefix. Special pieces written out in the text are plain
+   * characters. Bytes that are not UTF-8 become U+FFFD one by one; ask firstInvalidUtf8 before where that is not wanted.
+   */
+  readonly encode: (document: Uint8Array, options?: Partial<Native.EncodeOptions>) => Int32Array
+  /** UTF-8 bytes of the text. Throws an Error for an id outside the vocabulary. */
+  readonly decode: (ids: Int32Array | ReadonlyArray<number>) => Uint8Array
+  /** Offset of the first byte that is not valid UTF-8, or -1. */
+  readonly firstInvalidUtf8: (document: Uint8Array) => number
+}
+
+/** One tokenizer per name and process. Not for use by several threads: worker threads load their own. */
+export const loadTokenizer = (
+  name: TokenizerName
+): Effect.Effect<Tokenizer, Native.NativeUnavailable | VocabularyUnavailable> => loaders[name]
+
+const make = Effect.fn("Tokenizer.make")(function*(name: TokenizerName) {
+  const vocabulary = yield* loadVocabulary(name)
+  const { Tokenizer: NativeTokenizer } = yield* Native.load
+  const native = new NativeTokenizer(vocabulary)
+  const tokenizer: Tokenizer = {
+    name,
+    vocabulary,
+    vocabularySize: native.vocabularySize,
+    digest: vocabulary.digest,
+    bos: vocabulary.bos,
+    eos: vocabulary.eos,
+    encode: (document, { addBos = false, addEos = false, dummyPrefix = true } = {}) =>
+      native.encode(document, { addBos, addEos, dummyPrefix }),
+    decode: (ids) => native.decode(ids instanceof Int32Array ? ids : Int32Array.from(ids)),
+    firstInvalidUtf8: (document) => native.firstInvalidUtf8(document)
+  }
+  return tokenizer
+})
+
+const loaders: Record<TokenizerName, ReturnType<typeof make>> = {
+  "llama-2": Effect.runSync(Effect.cached(make("llama-2")))
+}
