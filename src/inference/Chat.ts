@@ -1,0 +1,169 @@
+/**
+ * Chat with a GGUF file on the CPU, through node-llama-cpp (llama.cpp), which is loaded when a chat starts and neither compiles nor downloads anything.
+ */
+import { existsSync } from "node:fs"
+import { Effect, Schema, type Scope } from "effect"
+import type { LlamaModel, Token } from "node-llama-cpp"
+import { certainAnswer, finalAnswer } from "./AnswerText.ts"
+import { humanMarker, promptIds, type Turn, type Vocabulary } from "./GuanacoPrompt.ts"
+
+/** A chat that cannot start or go on: `message` names the place and the cause, `next` the step that helps. */
+export class ChatError extends Schema.TaggedError<ChatError>()("ChatError", {
+  message: Schema.String,
+  next: Schema.String
+}) {}
+
+export interface Generation {
+  readonly maxTokens: number
+  /** 0: always the most probable token. */
+  readonly temperature: number
+  /** Smallest set of tokens whose probabilities reach this sum; without effect at temperature 0. */
+  readonly topP: number
+  /** Same seed, same answer at a temperature above 0. */
+  readonly seed?: number
+}
+
+export interface Chat {
+  /** In tokens: prompt and answer together. */
+  readonly contextLength: number
+  /** Ids that the model is fed for a first question. */
+  readonly promptIds: (question: string) => ReadonlyArray<number>
+  /** The answer, and the conversation goes on with it. `onText` gets each further piece as soon as it is certain. Interruption stops the generation. */
+  readonly ask: (
+    question: string,
+    generation: Generation,
+    onText?: (piece: string) => void
+  ) => Effect.Effect<string, ChatError>
+  /** Forgets the conversation. */
+  readonly reset: Effect.Effect<void>
+}
+
+/** Tokens that a longer context would cost memory for without use: answers are short, and old turns are dropped. */
+const longestContext = 4096
+
+const reasonOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
+
+const load = async (file: string, threads: number | undefined) => {
+  const { getLlama, LlamaLogLevel } = await import("node-llama-cpp")
+  const llama = await getLlama({
+    gpu: false,
+    build: "never",
+    skipDownload: true,
+    progressLogs: false,
+    logLevel: LlamaLogLevel.error,
+    ...(threads === undefined ? {} : { maxThreads: threads })
+  })
+  const model = await llama.loadModel({ modelPath: file })
+  const contextSize = Math.min(model.trainContextSize, longestContext)
+  const context = await model.createContext({ contextSize, ...(threads === undefined ? {} : { threads }) })
+  return { llama, model, context, sequence: context.getSequence() }
+}
+
+/** The file's own vocabulary; undefined when it names no BOS or EOS. */
+const vocabularyOf = (model: LlamaModel): Vocabulary<Token> | undefined => {
+  const { bos, eos } = model.tokens
+  return bos === null || eos === null ? undefined : { bos, eos, encode: (text) => model.tokenize(text, false) }
+}
+
+/** Opens `file`; the model leaves memory with the scope. `threads`: llama.cpp's own choice when not given. */
+export const openChat: (options: {
+  readonly file: string
+  readonly threads?: number
+}) => Effect.Effect<Chat, ChatError, Scope.Scope> = Effect.fn("openChat")(function* ({ file, threads }) {
+  if (!existsSync(file))
+    return yield* new ChatError({
+      message: `${file}: no such file`,
+      next: "give --file an existing GGUF file, or leave it out to chat with the latest run's model"
+    })
+  const { context, model, sequence } = yield* Effect.acquireRelease(
+    Effect.tryPromise({
+      try: () => load(file, threads),
+      catch: (cause) =>
+        new ChatError({
+          message: `${file}: llama.cpp cannot open it as a GGUF model: ${reasonOf(cause)}`,
+          next: "check that the file is whole and holds a Llama model; tinyllama run makes it anew with --force STAGE"
+        })
+    }),
+    ({ llama }) => Effect.promise(() => llama.dispose())
+  )
+  const vocabulary = vocabularyOf(model)
+  if (vocabulary === undefined)
+    return yield* new ChatError({
+      message: `${file}: the model's vocabulary has no begin or end of text`,
+      next: "chat needs a Llama model; give another GGUF file"
+    })
+  let turns: ReadonlyArray<Turn> = []
+
+  /** Ids of the conversation with `question`, old turns dropped until `room` tokens are left for the answer. */
+  const fit = (question: string, room: number): ReadonlyArray<Token> | undefined => {
+    for (;;) {
+      const ids = promptIds(vocabulary, turns, question)
+      if (ids.length + room <= context.contextSize) return ids
+      if (turns.length === 0) return ids.length < context.contextSize ? ids : undefined
+      turns = turns.slice(1)
+    }
+  }
+
+  const generate = async (
+    prompt: ReadonlyArray<Token>,
+    generation: Generation,
+    signal: AbortSignal,
+    onText: (piece: string) => void
+  ): Promise<string> => {
+    // What the last turn left in the cache stays; at least one id must be evaluated to get the first prediction.
+    await sequence.adaptStateToTokens(prompt.slice(0, -1), false)
+    const generated: Array<Token> = []
+    let text = ""
+    let shown = ""
+    const limit = Math.min(generation.maxTokens, context.contextSize - prompt.length)
+    if (limit <= 0) return ""
+    const tokens = sequence.evaluate(prompt.slice(sequence.nextTokenIndex), {
+      temperature: generation.temperature,
+      topP: generation.topP,
+      topK: 0,
+      ...(generation.seed === undefined ? {} : { seed: generation.seed })
+    })
+    // The iterator ends at EOS by itself.
+    for await (const token of tokens) {
+      generated.push(token)
+      text = model.detokenize(generated)
+      const { answer, ended } = certainAnswer(text, humanMarker)
+      onText(answer.slice(shown.length))
+      shown = answer
+      if (ended || signal.aborted || generated.length >= limit) break
+    }
+    const answer = finalAnswer(text, humanMarker)
+    onText(answer.slice(shown.length))
+    return answer
+  }
+
+  const ask = Effect.fn("Chat.ask")(function* (
+    question: string,
+    generation: Generation,
+    onText: (piece: string) => void = () => {}
+  ) {
+    const prompt = fit(question, Math.min(generation.maxTokens, Math.floor(context.contextSize / 2)))
+    if (prompt === undefined)
+      return yield* new ChatError({
+        message: `the question does not fit into the model's context of ${context.contextSize} tokens`,
+        next: "ask in fewer words"
+      })
+    const answer = yield* Effect.tryPromise({
+      try: (signal) => generate(prompt, generation, signal, onText),
+      catch: (cause) =>
+        new ChatError({
+          message: `llama.cpp failed while it answered: ${reasonOf(cause)}`,
+          next: "start the chat again"
+        })
+    })
+    turns = [...turns, { human: question, assistant: answer }]
+    return answer
+  })
+
+  return {
+    contextLength: context.contextSize,
+    promptIds: (question) => promptIds(vocabulary, [], question),
+    ask,
+    reset: Effect.sync(() => (turns = []))
+  }
+})
