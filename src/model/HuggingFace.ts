@@ -4,7 +4,8 @@
  */
 import { Effect, FileSystem, Path, Schema } from "effect"
 import type { NativeModel } from "../engine/Native.ts"
-import { type ModelShape, tensorShapes } from "./Architecture.ts"
+import { type ModelShape, parameterCount, tensorShapes } from "./Architecture.ts"
+import type { ChatFormat } from "./ChatTemplate.ts"
 import { ArchitectureError, fromHfConfig, type Precision, toHfConfig } from "./HfConfig.ts"
 import {
   DTYPE_BYTES,
@@ -14,6 +15,8 @@ import {
   type TensorSource,
   writeSafetensors
 } from "./Safetensors.ts"
+import { writeTokenizerFiles } from "./TokenizerFiles.ts"
+import type { Vocabulary } from "./Vocabulary.ts"
 
 /** Hugging Face's own limit for one weights file; above it, shards. */
 export const MAX_SHARD_BYTES = 5_000_000_000
@@ -122,15 +125,46 @@ export const writeWeights = Effect.fn("HuggingFace.writeWeights")(function* <E =
   return digests
 })
 
-/** Ids that end a text, for `generate()` of transformers. */
-export const writeGenerationConfig = Effect.fn("HuggingFace.writeGenerationConfig")(function* (folder: string) {
+/**
+ * Writes a folder that transformers loads: weights as `writeWeights`, generation_config.json, and the tokenizer's files with the chat template of
+ * `chat`. Returns the HfModel artifact's facts.
+ */
+export const writeHfModel = Effect.fn("HuggingFace.writeHfModel")(function* <E = never, R = never>(
+  folder: string,
+  model: {
+    readonly shape: ModelShape
+    readonly precision: Precision
+    readonly weights: ReadonlyArray<WeightSource<E, R>>
+    readonly vocabulary: Vocabulary
+    readonly chat: ChatFormat | null
+    readonly maxShardBytes?: number
+  }
+) {
   const path = yield* Path.Path
+  const { chat, precision, shape, vocabulary } = model
+  const contextLength = shape.max_position_embeddings
+  if (vocabulary.pieces.length !== shape.vocab_size) {
+    return yield* new HfModelError({
+      path: folder,
+      reason: `the model has ${shape.vocab_size} token ids, the tokenizer ${vocabulary.name} has ${vocabulary.pieces.length}`
+    })
+  }
+  yield* writeWeights(folder, model)
   yield* writeJson(path.join(folder, "generation_config.json"), {
     _from_model_config: true,
-    bos_token_id: 1,
-    eos_token_id: 2,
+    bos_token_id: vocabulary.bos,
+    eos_token_id: vocabulary.eos,
     transformers_version: "4.31.0"
   })
+  yield* writeTokenizerFiles(folder, vocabulary, { chat, contextLength })
+  return {
+    parameters: parameterCount(shape),
+    dtype: precision,
+    context_length: contextLength,
+    chat,
+    tokenizer: vocabulary.name,
+    tokenizer_digest: vocabulary.digest
+  }
 })
 
 export interface HfModel {
