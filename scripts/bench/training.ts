@@ -1,0 +1,141 @@
+/** Speed of training, and of the matrix products it is made of. */
+import { Effect } from "effect"
+import type { Batch, Native } from "../../src/engine/Native.ts"
+import { type ModelShape, parameterCount, presets, toModelConfig, trainingFlops } from "../../src/model/Architecture.ts"
+
+export interface TrainingCase {
+  readonly name: string
+  readonly shape: ModelShape
+  readonly batch: number
+  readonly length: number
+}
+
+/** The default model, a 15M-parameter one, and TinyLlama's small sibling. */
+export const cases = {
+  demo: { name: "tinyllama-demo (d 128)", shape: presets["tinyllama-demo"], batch: 8, length: 256 },
+  small: { name: "llama-15m (d 288)", shape: presets["llama-15m"], batch: 8, length: 256 },
+  large: { name: "tinyllama-120m (d 768)", shape: presets["tinyllama-120m"], batch: 2, length: 512 }
+} as const satisfies Record<string, TrainingCase>
+
+/** For each training step: at least so many steps and seconds, after one step of warm-up. */
+export interface Effort {
+  readonly seconds: number
+  readonly steps: number
+}
+
+export const flopsFormula = "6(N - E) + 6LAT" as const
+export const flopsWords =
+  "6 * (n - V*d) + 6 * L*d*T per token: n parameters without the input embedding V*d, attention over the causal half"
+
+export interface Speed {
+  readonly tokensPerSecond: number
+  readonly gflops: number
+}
+
+export const speedOf = (training: TrainingCase, stepSeconds: number): Speed => {
+  const tokensPerSecond = (training.batch * training.length) / stepSeconds
+  return {
+    tokensPerSecond,
+    gflops: (tokensPerSecond * trainingFlops[flopsFormula](training.shape, training.length)) / 1e9
+  }
+}
+
+export const median = (values: ReadonlyArray<number>): number => {
+  const sorted = values.toSorted((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
+}
+
+const randomBatch = ({ batch, length, shape }: TrainingCase): Batch => {
+  const ids = () => Int32Array.from({ length: batch * length }, () => Math.floor(Math.random() * shape.vocab_size))
+  return { tokens: ids(), targets: ids(), batch, length }
+}
+
+/** Median seconds of a step: forward, backward, clipping by the global norm, AdamW. */
+export const trainNative = Effect.fn("trainNative")(function* (
+  native: Native,
+  training: TrainingCase,
+  threads: number,
+  effort: Effort
+) {
+  const model = yield* Effect.acquireRelease(
+    Effect.sync(() => new native.Model(toModelConfig(training.shape), { threads })),
+    (model) => Effect.sync(() => model.dispose())
+  )
+  model.initialize(1)
+  const batch = randomBatch(training)
+  const optimizer = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, decay: "all", clip: 1 } as const
+  const step = async (index: number) => {
+    const start = performance.now()
+    await model.accumulate(batch, 1 / batch.tokens.length)
+    await model.step({ ...optimizer, step: index, learningRate: 1e-3 })
+    return (performance.now() - start) / 1000
+  }
+  return yield* Effect.promise(async () => {
+    await step(1)
+    const times: Array<number> = []
+    let total = 0
+    while (times.length < effort.steps || total < effort.seconds) {
+      const seconds = await step(times.length + 2)
+      times.push(seconds)
+      total += seconds
+    }
+    return median(times)
+  })
+}, Effect.scoped)
+
+export interface MatmulShape {
+  readonly name: string
+  readonly pass: "forward" | "input gradient" | "weight gradient"
+  readonly m: number
+  readonly n: number
+  readonly k: number
+  readonly transposeA: boolean
+  readonly transposeB: boolean
+  /** How often a step does it, for the mean. */
+  readonly count: number
+}
+
+/** Rows of the output projection at a time: the loss is computed in chunks, never for the whole batch. */
+const HEAD_ROWS = 256
+
+/** Every matrix product of one training step: y = x·Wᵀ, dx = dy·W, dW = dyᵀ·x for each weight. */
+export const matmulsOf = ({ batch, length, shape }: TrainingCase): ReadonlyArray<MatmulShape> => {
+  const queries = shape.num_attention_heads * shape.head_dim
+  const keys = shape.num_key_value_heads * shape.head_dim
+  const rows = batch * length
+  const layers = shape.num_hidden_layers
+  const weights = [
+    { name: "qkv", out: queries + 2 * keys, in: shape.hidden_size, rows, count: layers },
+    { name: "o", out: shape.hidden_size, in: queries, rows, count: layers },
+    { name: "gate_up", out: 2 * shape.intermediate_size, in: shape.hidden_size, rows, count: layers },
+    { name: "down", out: shape.hidden_size, in: shape.intermediate_size, rows, count: layers },
+    { name: "lm_head", out: shape.vocab_size, in: shape.hidden_size, rows: HEAD_ROWS, count: rows / HEAD_ROWS }
+  ]
+  return weights.flatMap(({ name, rows, out, in: width, count }): ReadonlyArray<MatmulShape> => [
+    { name, count, pass: "forward", m: rows, n: out, k: width, transposeA: false, transposeB: true },
+    { name, count, pass: "input gradient", m: rows, n: width, k: out, transposeA: false, transposeB: false },
+    { name, count, pass: "weight gradient", m: out, n: width, k: rows, transposeA: true, transposeB: false }
+  ])
+}
+
+export interface MatmulSpeed extends MatmulShape {
+  readonly gflops: number
+}
+
+export const measureMatmuls = (native: Native, training: TrainingCase, threads: number, seconds: number) =>
+  Effect.forEach(matmulsOf(training), (shape) =>
+    Effect.map(
+      Effect.promise(() => native.measureMatmul(threads, shape, seconds)),
+      (gflops): MatmulSpeed => ({ ...shape, gflops })
+    )
+  )
+
+/** All products of a step: their operations over their time. */
+export const meanGflops = (matmuls: ReadonlyArray<MatmulSpeed>): number => {
+  const operations = matmuls.map(({ m, n, k, count }) => 2 * m * n * k * count)
+  const time = matmuls.reduce((sum, { gflops }, index) => sum + operations[index]! / gflops, 0)
+  return operations.reduce((sum, value) => sum + value, 0) / time
+}
+
+export const parametersOf = (training: TrainingCase): number => parameterCount(training.shape)
