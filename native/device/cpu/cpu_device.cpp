@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "native/core/error.h"
-#include "native/device/cpu/thread_pool.h"
+#include "native/device/cpu/cpu_context.h"
+#include "native/device/cpu/gemm.h"
 
 namespace tinyllama {
 namespace {
@@ -36,8 +37,8 @@ class CpuBuffer final : public Buffer {
 
 class CpuDevice final : public Device {
  public:
-  explicit CpuDevice(int threads) : pool_(threads) {}
-  std::string name() const override { return std::string("cpu-") + cpu_instruction_set(); }
+  explicit CpuDevice(int threads) : context_(threads, select_kernels()), pool_(context_.pool) {}
+  std::string name() const override { return std::string("cpu-") + context_.kernels.name; }
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
   void copy_in(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void copy_out(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
@@ -45,18 +46,7 @@ class CpuDevice final : public Device {
   void synchronize() override {}
 
   void matmul(Tensor out, Tensor a, Transpose ta, Tensor b, Transpose tb, bool accumulate) override {
-    const std::int64_t k = ta == Transpose::yes ? a.rows : a.columns;
-    const std::int64_t ars = ta == Transpose::yes ? 1 : a.stride, acs = ta == Transpose::yes ? a.stride : 1;
-    const std::int64_t brs = tb == Transpose::yes ? 1 : b.stride, bcs = tb == Transpose::yes ? b.stride : 1;
-    pool_.parallel_for(out.rows, [&](std::int64_t m, int) {
-      float* o = out.f32() + m * out.stride;
-      if (!accumulate) std::fill_n(o, out.columns, 0.f);
-      for (std::int64_t n = 0; n < out.columns; ++n) {
-        float s = 0;
-        for (std::int64_t i = 0; i < k; ++i) s += a.f32()[m * ars + i * acs] * b.f32()[i * brs + n * bcs];
-        o[n] += s;
-      }
-    });
+    tinyllama::matmul(context_, out, a, ta, b, tb, accumulate);
   }
 
   void embedding_forward(Tensor out, Tensor table, const std::int32_t* ids) override {
@@ -271,13 +261,12 @@ class CpuDevice final : public Device {
   }
 
  private:
-  ThreadPool pool_;
+  CpuContext context_;
+  ThreadPool& pool_;
 };
 
 }  // namespace
 
 std::unique_ptr<Device> make_cpu_device(int threads) { return std::make_unique<CpuDevice>(threads); }
-
-const char* cpu_instruction_set() { return "scalar"; }
 
 }  // namespace tinyllama
