@@ -9,6 +9,7 @@ import { ArtifactFile } from "../artifacts/Artifact.ts"
 import { readSafetensors, writeSafetensors } from "../model/Safetensors.ts"
 import { StageError } from "../pipeline/StageType.ts"
 import type { NativeModel, StateKind } from "./Native.ts"
+import { storageFailure } from "./StorageFailure.ts"
 
 const Count = Schema.Int.check(Schema.isGreaterThanOrEqualTo(0))
 const Measured = Schema.Struct({ step: Count, loss: Schema.Finite })
@@ -59,18 +60,6 @@ export type ModelState = Pick<NativeModel, "parameters" | "read" | "write">
 export const folderName = (step: number): string => `step-${String(step).padStart(8, "0")}`
 const FOLDER = /^step-(\d{8,})$/u
 const REPLACED = /^\.replaced-(step-\d{8,})$/u
-
-/** Whether a failed write was for want of room: ENOSPC or EDQUOT anywhere down the chain of causes. */
-export const isDiskFull = (error: unknown): boolean => {
-  if (typeof error === "string") return /\b(?:ENOSPC|EDQUOT)\b/u.test(error)
-  if (typeof error !== "object" || error === null) return false
-  const { cause, code, message, reason } = error as Readonly<Record<string, unknown>>
-  return (
-    code === "ENOSPC" ||
-    code === "EDQUOT" ||
-    [message, cause, reason].some((inner) => inner !== error && isDiskFull(inner))
-  )
-}
 
 const encodeProgress = Schema.encodeSync(Schema.fromJsonString(TrainingProgress))
 const decodeProgress = Schema.decodeUnknownEffect(Schema.fromJsonString(TrainingProgress))
@@ -179,17 +168,7 @@ const describeSaveFailure = Effect.fnUntraced(function* (root: string, step: num
   const before = (yield* Effect.orElseSucceed(stepsBelow(root), () => [])).findLast((other) => other !== step)
   const kept = before === undefined ? "no earlier checkpoint exists" : `the checkpoint of step ${before} is intact`
   const resume = before === undefined ? "it starts again at step 1" : `it goes on from step ${before}`
-  return isDiskFull(error)
-    ? new StageError({
-        failure: "disk-full",
-        message: `no room for the checkpoint of step ${step} in ${root}: the disk is full; ${kept}`,
-        next: `free space on that disk, then give the same command again: ${resume}`
-      })
-    : new StageError({
-        failure: "internal",
-        message: `cannot save the checkpoint of step ${step} in ${root}: ${error.message}; ${kept}`,
-        next: `see that the folder can be written to, then give the same command again: ${resume}`
-      })
+  return storageFailure(`the checkpoint of step ${step} in ${root}`, kept, resume)(error)
 })
 
 /** Checks every file of a checkpoint folder against COMPLETE.json and returns its state. */

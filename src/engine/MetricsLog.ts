@@ -3,8 +3,8 @@
  * resumed run cuts off what its checkpoint does not know, and makes those lines again.
  */
 import { Effect, FileSystem } from "effect"
-import { StageError } from "../pipeline/StageType.ts"
-import { isDiskFull } from "./Checkpoints.ts"
+import type { StageError } from "../pipeline/StageType.ts"
+import { storageFailure } from "./StorageFailure.ts"
 
 export interface StepMetrics {
   readonly step: number
@@ -32,18 +32,8 @@ export const openMetricsLog = Effect.fn("MetricsLog.open")(function* (
   warn: (line: string) => void
 ) {
   const fs = yield* FileSystem.FileSystem
-  const failed = Effect.mapError((error: Error) =>
-    isDiskFull(error)
-      ? new StageError({
-          failure: "disk-full",
-          message: `no room for ${path}: the disk is full; the checkpoints beside it are intact`,
-          next: "free space on that disk, then give the same command again: it goes on from the last checkpoint"
-        })
-      : new StageError({
-          failure: "internal",
-          message: `cannot write ${path}: ${error.message}`,
-          next: "see that the folder can be written to, then give the same command again"
-        })
+  const failed = Effect.mapError(
+    storageFailure(path, "the checkpoints beside it are intact", "it goes on from the last checkpoint")
   )
   const file = yield* failed(fs.open(path, { flag: "a" }))
   const found = Number((yield* failed(file.stat)).size)

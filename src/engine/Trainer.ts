@@ -16,6 +16,7 @@ import {
 import { openMetricsLog } from "./MetricsLog.ts"
 import type { AdamWStep, Batch, NativeModel } from "./Native.ts"
 import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
+import { nativeFailure } from "./TrainingModel.ts"
 
 /** A micro-batch; `inputTokens` counts its inputs without padding. */
 export interface TrainingBatch extends Batch {
@@ -81,20 +82,6 @@ const duration = (seconds: number): string => {
   const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60)]
   return hours > 0 ? `${hours} h ${minutes} min` : minutes > 0 ? `${minutes} min` : `${Math.ceil(seconds)} s`
 }
-
-/** Turns a rejected native promise into a StageError. */
-export const nativeFailure =
-  (doing: string, memoryAdvice: string) =>
-  (cause: unknown): StageError => {
-    const reason = cause instanceof Error ? cause.message : String(cause)
-    return /bad_alloc|out of memory|cannot allocate/iu.test(reason)
-      ? new StageError({ failure: "out-of-memory", message: `${doing}: out of memory (${reason})`, next: memoryAdvice })
-      : new StageError({
-          failure: "internal",
-          message: `${doing}: ${reason}`,
-          next: "this is a fault of the engine: report it with the stage's log"
-        })
-  }
 
 /**
  * Trains `model` as `plan` says, from the newest usable checkpoint in the work folder, or else from what `initialize` puts into it.

@@ -1,0 +1,39 @@
+/** A native model for the time of a scope. */
+import { Effect, type Scope } from "effect"
+import { type ModelShape, toModelConfig } from "../model/Architecture.ts"
+import { StageError } from "../pipeline/StageType.ts"
+import * as Native from "./Native.ts"
+
+/** Turns what native code throws, or rejects a promise with, into a StageError. Want of memory is never tried again unchanged. */
+export const nativeFailure =
+  (doing: string, memoryAdvice: string) =>
+  (cause: unknown): StageError => {
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    return /bad_alloc|out of memory|cannot allocate/iu.test(reason)
+      ? new StageError({ failure: "out-of-memory", message: `${doing}: out of memory (${reason})`, next: memoryAdvice })
+      : new StageError({
+          failure: "internal",
+          message: `${doing}: ${reason}`,
+          next: "this is a fault of the engine: report it with the stage's log"
+        })
+  }
+
+/** A model of this shape without weights: initialize it, load them, or restore a checkpoint. */
+export const openModel: (
+  shape: ModelShape,
+  threads: number
+) => Effect.Effect<Native.NativeModel, StageError, Scope.Scope> = Effect.fn("TrainingModel.open")(
+  function* (shape, threads) {
+    const native = yield* Effect.mapError(
+      Native.load,
+      (error) => new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
+    )
+    return yield* Effect.acquireRelease(
+      Effect.try({
+        try: () => new native.Model(toModelConfig(shape), { threads }),
+        catch: nativeFailure("making the model", "choose a smaller model, or a machine with more memory")
+      }),
+      (model) => Effect.sync(() => model.dispose())
+    )
+  }
+)

@@ -1,0 +1,281 @@
+/**
+ * pretrain: trains a Llama-architecture model from random weights on a packed dataset. It resumes inside the stage, bit for bit: where a run was
+ * interrupted, and how often, cannot be seen in what it leaves.
+ */
+import { Effect, FileSystem, Path, Schema } from "effect"
+import { openSplit, type PackedDataset } from "../data/PackedDataset.ts"
+import { sampleAt } from "../data/SampleOrder.ts"
+import { ScheduleKind } from "../engine/Schedule.ts"
+import { storageFailure } from "../engine/StorageFailure.ts"
+import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
+import { openModel } from "../engine/TrainingModel.ts"
+import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
+import { toHfConfig } from "../model/HfConfig.ts"
+import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
+import { AtLeast, Fraction, NotNegative, Positive, withDefault } from "./TrainingParameters.ts"
+
+/** The learning rate; the defaults are TinyLlama's. */
+const LearningRate = Schema.Struct({
+  peak: withDefault(Positive, 4e-4),
+  min: withDefault(NotNegative, 4e-5),
+  warmup_steps: withDefault(AtLeast(0), 2000),
+  schedule: withDefault(ScheduleKind, "cosine"),
+  decay_fraction: withDefault(Fraction, 0.2)
+}).check(
+  Schema.makeFilter(({ min, peak }) =>
+    min > peak ? { path: ["min"], issue: `${min} is above peak, ${peak}` } : undefined
+  )
+)
+
+/** AdamW; the defaults are TinyLlama's. `decay: all` takes norm gains and embeddings along, as TinyLlama does. */
+const Optimizer = Schema.Struct({
+  beta1: withDefault(Fraction, 0.9),
+  beta2: withDefault(Fraction, 0.95),
+  epsilon: withDefault(Positive, 1e-8),
+  weight_decay: withDefault(NotNegative, 0.1),
+  decay: withDefault(Schema.Literals(["all", "matrices"]), "all")
+})
+
+const invalid = (message: string, next: string) => new StageError({ failure: "invalid-input", message, next })
+
+/** Refuses a dataset that this model cannot be trained on. */
+const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: PackedDataset, origin: string) {
+  if (data.metadata.vocabulary_size !== shape.vocab_size)
+    return yield* invalid(
+      `${origin} holds tokens of a vocabulary of ${data.metadata.vocabulary_size}, the model's is ${shape.vocab_size}`,
+      `set model.vocab_size to ${data.metadata.vocabulary_size}, or tokenize with another tokenizer`
+    )
+  if (data.seqLen > shape.max_position_embeddings)
+    return yield* invalid(
+      `${origin} has sequences of ${data.seqLen} tokens, the model's context is ${shape.max_position_embeddings}`,
+      `set seq_len of the pack stage to at most ${shape.max_position_embeddings}, or raise model.max_position_embeddings`
+    )
+  if (data.blocks === 0)
+    return yield* invalid(`${origin} has no training block`, "give it more text, or pack with a smaller seq_len")
+})
+
+/** Inputs are a block's first seq_len tokens, targets its last. */
+const batchOf = (data: PackedDataset, blocks: ReadonlyArray<number>): TrainingBatch => {
+  const length = data.seqLen
+  const tokens = new Int32Array(blocks.length * length)
+  const targets = new Int32Array(blocks.length * length)
+  for (const [row, block] of blocks.entries()) {
+    const ids = data.tokens(block)
+    tokens.set(ids.subarray(0, length), row * length)
+    targets.set(ids.subarray(1), row * length)
+  }
+  return { tokens, targets, batch: blocks.length, length, inputTokens: tokens.length }
+}
+
+const inBatches = (data: PackedDataset, blocks: ReadonlyArray<number>, size: number): ReadonlyArray<TrainingBatch> =>
+  Array.from({ length: Math.ceil(blocks.length / size) }, (_, index) =>
+    batchOf(data, blocks.slice(index * size, (index + 1) * size))
+  )
+
+const range = (first: number, count: number): ReadonlyArray<number> =>
+  Array.from({ length: count }, (_, i) => first + i)
+
+/** Fills the output folder. Checkpoints are linked, not copied: their files are never written to again. */
+const publish = Effect.fnUntraced(
+  function* (folder: string, shape: ModelShape, outcome: TrainingOutcome) {
+    const fs = yield* FileSystem.FileSystem
+    const path = yield* Path.Path
+    for (const checkpoint of outcome.checkpoints) {
+      const target = path.join(folder, "checkpoints", path.basename(checkpoint))
+      yield* fs.makeDirectory(target, { recursive: true })
+      for (const name of yield* fs.readDirectory(checkpoint)) {
+        const [from, to] = [path.join(checkpoint, name), path.join(target, name)]
+        yield* Effect.catch(fs.link(from, to), () => fs.copyFile(from, to))
+      }
+    }
+    yield* fs.copyFile(outcome.metricsPath, path.join(folder, "metrics.jsonl"))
+    yield* fs.writeFileString(path.join(folder, "config.json"), `${JSON.stringify(toHfConfig(shape), null, 2)}\n`)
+  },
+  (effect, folder) =>
+    Effect.mapError(
+      effect,
+      storageFailure(`the training state in ${folder}`, "the training itself is saved", "only this is done again")
+    )
+)
+
+export const pretrainStage = defineStage({
+  name: "pretrain",
+  version: 1,
+  describe: "Trains a Llama-architecture model from random weights on a packed dataset; resumes bit for bit.",
+  cpus: "all",
+  params: {
+    model: parameter(Model, {
+      change: "identity",
+      describe: "A preset's name, or a shape in Hugging Face's names (hidden_size, intermediate_size, …)."
+    }),
+    max_tokens: parameter(AtLeast(1), {
+      change: "identity",
+      describe: "Token budget; training takes the whole steps that fit into it."
+    }),
+    micro_batch: parameter(AtLeast(1), {
+      change: "identity",
+      default: 8,
+      describe: "Sequences per forward and backward pass: what fits into memory."
+    }),
+    batch_tokens: parameter(AtLeast(1), {
+      change: "identity",
+      default: 524_288,
+      describe: "Tokens per optimizer step, accumulated over micro-batches; rounded down to whole sequences."
+    }),
+    lr: parameter(LearningRate, {
+      change: "identity",
+      default: {},
+      describe:
+        "Learning rate: peak, min, warmup_steps, schedule (cosine, linear, constant, wsd), decay_fraction (wsd)."
+    }),
+    optimizer: parameter(Optimizer, {
+      change: "identity",
+      default: {},
+      describe: "AdamW: beta1, beta2, epsilon, weight_decay, decay (all, or matrices: not the norm gains)."
+    }),
+    clip: parameter(NotNegative, {
+      change: "identity",
+      default: 1,
+      describe: "Largest global gradient norm; 0: no clipping."
+    }),
+    seed: parameter(AtLeast(0), {
+      change: "identity",
+      default: 3407,
+      describe: "Of the first weights and of the order of samples."
+    }),
+    validate_every: parameter(AtLeast(0), {
+      change: "identity",
+      default: 1000,
+      describe: "Steps between validations, besides before the first step and after the last; 0: only those."
+    }),
+    validation_blocks: parameter(AtLeast(1), {
+      change: "identity",
+      default: 800,
+      describe: "Most validation blocks to score each time."
+    }),
+    save_every: parameter(AtLeast(0), {
+      change: "identity",
+      default: 1000,
+      describe: "Steps between checkpoints that stay, besides after the last step; 0: only that."
+    }),
+    keep: parameter(AtLeast(1), {
+      change: "identity",
+      default: 2,
+      describe: "How many of those stay, counted from the last; the one of the best validation loss stays besides."
+    }),
+    save_every_seconds: parameter(NotNegative, {
+      change: "operational",
+      default: 60,
+      describe: "Seconds between checkpoints for resuming alone; they leave no trace in the result."
+    }),
+    log_every: parameter(AtLeast(1), {
+      change: "operational",
+      default: 10,
+      describe: "Steps between log lines."
+    })
+  },
+  inputs: { data: { type: "PackedDataset", describe: "Blocks of tokens to train on and to validate with." } },
+  outputs: {
+    state: { type: "TrainingState", describe: "Checkpoints with optimizer state, and the metrics of every step." }
+  },
+  run: Effect.fn("pretrain")(function* (context) {
+    const { inputs, log, params, threads, warn } = context
+    const { model: shape, seed } = params
+    const data = yield* openSplit(inputs.data, "train")
+    const heldOut = yield* openSplit(inputs.data, "validation")
+    yield* checkFit(shape, data, inputs.data.origin)
+
+    const samplesPerStep = Math.floor(params.batch_tokens / data.seqLen)
+    if (samplesPerStep === 0)
+      return yield* invalid(
+        `batch_tokens is ${params.batch_tokens}, less than one sequence of ${data.seqLen} tokens`,
+        `set batch_tokens to ${data.seqLen} or more`
+      )
+    const tokensPerStep = samplesPerStep * data.seqLen
+    const totalSteps = Math.floor(params.max_tokens / tokensPerStep)
+    if (totalSteps === 0)
+      return yield* invalid(
+        `max_tokens is ${params.max_tokens}, less than the ${tokensPerStep} tokens of one step`,
+        "raise max_tokens, or lower batch_tokens"
+      )
+    const totalSamples = totalSteps * samplesPerStep
+    const epochs = totalSamples / data.blocks
+    log(
+      `${parameterCount(shape)} parameters, ${totalSteps} steps of ${samplesPerStep} × ${data.seqLen} tokens, ` +
+        `${data.blocks} blocks, ${epochs.toFixed(2)} epochs`
+    )
+    if (epochs > 1)
+      warn(
+        `the budget is ${epochs.toFixed(1)} times the data: every block is trained on that often, in a new order each time`
+      )
+    if (heldOut.blocks === 0) warn(`${inputs.data.origin} has no validation block: no validation loss is measured`)
+
+    const model = yield* openModel(shape, threads)
+    const validation = inBatches(
+      heldOut,
+      range(0, Math.min(params.validation_blocks, heldOut.blocks)),
+      params.micro_batch
+    )
+    const trainingData: TrainingData = {
+      batches: (first, count) =>
+        Effect.sync(() => {
+          const blocks = range(first, count).map((index) => sampleAt(index, data.blocks, seed))
+          return inBatches(data, blocks, params.micro_batch)
+        }),
+      validation: Effect.succeed(validation)
+    }
+    const { lr, optimizer } = params
+    const outcome = yield* train(
+      model,
+      {
+        totalSamples,
+        samplesPerStep,
+        schedule: {
+          kind: lr.schedule,
+          peak: lr.peak,
+          minimum: lr.min,
+          warmupSteps: lr.warmup_steps,
+          totalSteps,
+          decayFraction: lr.decay_fraction
+        },
+        optimizer: {
+          beta1: optimizer.beta1,
+          beta2: optimizer.beta2,
+          epsilon: optimizer.epsilon,
+          weightDecay: optimizer.weight_decay,
+          decay: optimizer.decay,
+          clip: params.clip
+        },
+        seed,
+        validateEvery: params.validate_every,
+        saveEvery: params.save_every,
+        keep: params.keep,
+        saveEverySeconds: params.save_every_seconds,
+        logEvery: params.log_every,
+        flopsPerToken: trainingFlops["6(N - E) + 6LAT"](shape, data.seqLen),
+        flopsFormula:
+          "6 × (parameters - input embedding) + 6 × layers × heads × head size × seq_len (causal attention)",
+        advice: {
+          diverged: "lower lr.peak or raise lr.warmup_steps, and look at the loss before that step in the log",
+          memory: "lower micro_batch: batch_tokens keeps the step's size"
+        }
+      },
+      trainingData,
+      Effect.sync(() => model.initialize(seed)),
+      context
+    )
+    yield* publish(context.output("state"), shape, outcome)
+    const { state } = outcome
+    return {
+      state: {
+        steps: state.step,
+        tokens: state.tokens,
+        first_validation_loss: state.first_validation_loss,
+        validation_loss: state.validation?.loss ?? null,
+        parameters: parameterCount(shape),
+        tokenizer: data.metadata.tokenizer,
+        tokenizer_digest: data.metadata.tokenizer_digest
+      }
+    }
+  }, Effect.scoped)
+})

@@ -1,0 +1,17 @@
+/** Parameter types of the stages that train. */
+import { Effect, Schema } from "effect"
+
+export const AtLeast = (minimum: number) =>
+  Schema.Int.check(Schema.isGreaterThanOrEqualTo(minimum, { message: `must be a whole number from ${minimum} on` }))
+
+export const NotNegative = Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0, { message: "must be 0 or above" }))
+
+export const Positive = Schema.Finite.check(Schema.isGreaterThan(0, { message: "must be above 0" }))
+
+export const Fraction = Schema.Finite.check(
+  Schema.isBetween({ minimum: 0, maximum: 1 }, { message: "must lie between 0 and 1" })
+)
+
+/** A field that the file may leave out. */
+export const withDefault = <S extends Schema.Codec<unknown, unknown>>(schema: S, value: S["Encoded"]) =>
+  schema.pipe(Schema.withDecodingDefaultKey(Effect.succeed(value)))
