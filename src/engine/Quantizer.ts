@@ -23,7 +23,11 @@ export class CannotQuantize extends Schema.TaggedError<CannotQuantize>()("Cannot
 }
 
 /** Rows of `columns` values to rows of blocks, off the JavaScript thread. `values` must not change until it is done. */
-export const quantize = Effect.fn("Quantizer.quantize")(function*(type: BlockType, values: Float32Array, columns: number) {
+export const quantize = Effect.fn("Quantizer.quantize")(function* (
+  type: BlockType,
+  values: Float32Array,
+  columns: number
+) {
   const native = yield* Native.load
   return yield* Effect.tryPromise({
     try: () => native.quantize(type, values, columns),

@@ -27,7 +27,7 @@ export const loadTokenizer = (
   name: TokenizerName
 ): Effect.Effect<Tokenizer, Native.NativeUnavailable | VocabularyUnavailable> => loaders[name]
 
-const make = Effect.fn("Tokenizer.make")(function*(name: TokenizerName) {
+const make = Effect.fn("Tokenizer.make")(function* (name: TokenizerName) {
   const vocabulary = yield* loadVocabulary(name)
   const { Tokenizer: NativeTokenizer } = yield* Native.load
   const native = new NativeTokenizer(vocabulary)
