@@ -9,21 +9,25 @@ namespace tinyllama {
 
 namespace {
 
-void require_positive(std::int64_t value, const char* name) {
-  require(value >= 1, std::string("model config: ") + name + " must be at least 1, got " + std::to_string(value));
+// Far above any model that fits a machine, and small enough that no product of sizes overflows.
+constexpr std::int64_t largest_extent = std::int64_t{1} << 20;
+constexpr std::int64_t most_parameters = std::int64_t{1} << 44;
+
+void require_extent(std::int64_t value, const char* name) {
+  require(value >= 1 && value <= largest_extent, std::string("model config: ") + name + " must lie between 1 and " +
+                                                     std::to_string(largest_extent) + ", got " + std::to_string(value));
 }
 
 }  // namespace
 
 void validate(const LlamaConfig& config) {
-  require_positive(config.vocab_size, "vocab_size");
-  require_positive(config.hidden_size, "hidden_size");
-  require_positive(config.intermediate_size, "intermediate_size");
-  require_positive(config.num_hidden_layers, "num_hidden_layers");
-  require_positive(config.num_attention_heads, "num_attention_heads");
-  require_positive(config.num_key_value_heads, "num_key_value_heads");
-  require_positive(config.head_dim, "head_dim");
-  require(config.vocab_size <= INT32_MAX, "model config: vocab_size " + std::to_string(config.vocab_size) + " does not fit 32-bit ids");
+  require_extent(config.vocab_size, "vocab_size");
+  require_extent(config.hidden_size, "hidden_size");
+  require_extent(config.intermediate_size, "intermediate_size");
+  require_extent(config.num_hidden_layers, "num_hidden_layers");
+  require_extent(config.num_attention_heads, "num_attention_heads");
+  require_extent(config.num_key_value_heads, "num_key_value_heads");
+  require_extent(config.head_dim, "head_dim");
   require(config.num_attention_heads % config.num_key_value_heads == 0,
           "model config: num_attention_heads (" + std::to_string(config.num_attention_heads) +
               ") must be a multiple of num_key_value_heads (" + std::to_string(config.num_key_value_heads) + ")");
@@ -39,7 +43,11 @@ ParameterLayout parameter_layout(const LlamaConfig& config) {
   ParameterLayout layout;
   auto add = [&layout](std::string name, std::vector<std::int64_t> shape, ParameterRole role) {
     std::int64_t count = 1;
-    for (const std::int64_t extent : shape) count *= extent;
+    for (const std::int64_t extent : shape) {
+      require(extent <= most_parameters / count, "model config: " + name + " is too large");
+      count *= extent;
+    }
+    require(count <= most_parameters - layout.count, "model config: more than " + std::to_string(most_parameters) + " parameters");
     const std::int64_t offset = layout.count;
     layout.parameters.push_back({std::move(name), std::move(shape), offset, count, role});
     layout.count += count;

@@ -55,8 +55,9 @@ Tensor Llama::gradient(std::int64_t offset, std::int64_t rows, std::int64_t colu
 }
 
 void Llama::check(const TokenBatch& batch, bool with_targets) const {
-  require(batch.batch >= 1 && batch.length >= 1,
-          "batch: " + std::to_string(batch.batch) + " sequences of " + std::to_string(batch.length) + " tokens; both must be at least 1");
+  require(batch.batch >= 1 && batch.length >= 1 && batch.batch <= INT32_MAX && batch.length <= INT32_MAX,
+          "batch: " + std::to_string(batch.batch) + " sequences of " + std::to_string(batch.length) +
+              " tokens; both must be at least 1 and fit 32 bits");
   const auto expected = static_cast<std::size_t>(batch.batch * batch.length);
   auto check_size = [&](std::size_t size, const char* what) {
     require(size == expected, std::string("batch: ") + what + " has " + std::to_string(size) + " ids, but " + std::to_string(batch.batch) +

@@ -258,6 +258,12 @@ void test_errors() {
   check_throws([&] { model.logits({ids.tokens, {}, 0, 4}); }, "at least 1");
   float value = 0;
   check_throws([&] { model.weights().read(model.layout().count, 1, &value); }, "outside");
+  config.vocab_size = 0;
+  check_throws([&] { Llama(*device, config); }, "vocab_size must lie between 1 and");
+  config = small_config(false);
+  config.num_attention_heads = config.head_dim = config.hidden_size = 1 << 20;
+  check_throws([&] { Llama(*device, config); }, "too large");
+  config = small_config(false);
   config.num_key_value_heads = 3;
   check_throws([&] { Llama(*device, config); }, "multiple of num_key_value_heads");
   config.num_key_value_heads = 2;
