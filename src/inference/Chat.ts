@@ -1,11 +1,13 @@
 /**
  * Chat with a GGUF file on the CPU, through node-llama-cpp (llama.cpp), which is loaded when a chat starts and neither compiles nor downloads anything.
  */
-import { existsSync } from "node:fs"
+import { statSync } from "node:fs"
+import { availableParallelism, loadavg } from "node:os"
 import { Effect, Schema, type Scope } from "effect"
 import type { LlamaModel, Token } from "node-llama-cpp"
+import type { Exchange } from "../data/Conversations.ts"
 import { certainAnswer, finalAnswer } from "./AnswerText.ts"
-import { humanMarker, promptIds, type Turn, type Vocabulary } from "./GuanacoPrompt.ts"
+import { humanMarker, promptIds, type Vocabulary } from "./GuanacoPrompt.ts"
 
 /** A chat that cannot start or go on: `message` names the place and the cause, `next` the step that helps. */
 export class ChatError extends Schema.TaggedError<ChatError>()("ChatError", {
@@ -41,9 +43,17 @@ export interface Chat {
 /** Tokens that a longer context would cost memory for without use: answers are short, and old turns are dropped. */
 const longestContext = 4096
 
+/**
+ * llama.cpp's threads wait for each other in busy loops: with fewer free cores than threads an answer takes a hundred times as long (measured: 20
+ * tokens in 0.2 s on one thread and in 4 to 14 s on two, on two busy cores). A small file gains nothing from a second one.
+ */
+const smallFile = 200e6
+const threadsFor = (bytes: number): number =>
+  bytes < smallFile ? 1 : Math.max(1, availableParallelism() - Math.round(loadavg()[0] ?? 0))
+
 const reasonOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
 
-const load = async (file: string, threads: number | undefined) => {
+const load = async (file: string, threads: number) => {
   const { getLlama, LlamaLogLevel } = await import("node-llama-cpp")
   const llama = await getLlama({
     gpu: false,
@@ -51,40 +61,51 @@ const load = async (file: string, threads: number | undefined) => {
     skipDownload: true,
     progressLogs: false,
     logLevel: LlamaLogLevel.error,
-    ...(threads === undefined ? {} : { maxThreads: threads })
+    maxThreads: threads
   })
   const model = await llama.loadModel({ modelPath: file })
   const contextSize = Math.min(model.trainContextSize, longestContext)
-  const context = await model.createContext({ contextSize, ...(threads === undefined ? {} : { threads }) })
+  const context = await model.createContext({ contextSize, threads })
   return { llama, model, context, sequence: context.getSequence() }
 }
 
-/** The file's own vocabulary; undefined when it names no BOS or EOS. */
+/**
+ * The file's own vocabulary; undefined when it names no BOS or EOS. "trimLeadingSpace" gives a text's ids without dummy prefix: node-llama-cpp
+ * encodes it after a line feed, whose ids it then drops.
+ */
 const vocabularyOf = (model: LlamaModel): Vocabulary<Token> | undefined => {
   const { bos, eos } = model.tokens
-  return bos === null || eos === null ? undefined : { bos, eos, encode: (text) => model.tokenize(text, false) }
+  if (bos === null || eos === null) return undefined
+  return {
+    bos,
+    eos,
+    encode: (text, { dummyPrefix }) => model.tokenize(text, false, dummyPrefix ? undefined : "trimLeadingSpace")
+  }
 }
 
-/** Opens `file`; the model leaves memory with the scope. `threads`: llama.cpp's own choice when not given. */
+/** Opens `file`; the model leaves memory with the scope. `threads`: as many as are of use and free, when not given. */
 export const openChat: (options: {
   readonly file: string
   readonly threads?: number
 }) => Effect.Effect<Chat, ChatError, Scope.Scope> = Effect.fn("openChat")(function* ({ file, threads }) {
-  if (!existsSync(file))
+  const size = statSync(file, { throwIfNoEntry: false })?.size
+  if (size === undefined)
     return yield* new ChatError({
       message: `${file}: no such file`,
       next: "give --file an existing GGUF file, or leave it out to chat with the latest run's model"
     })
+  // An interrupted generation ends after its current token: what comes next waits for it.
+  let generating: Promise<unknown> = Promise.resolve()
   const { context, model, sequence } = yield* Effect.acquireRelease(
     Effect.tryPromise({
-      try: () => load(file, threads),
+      try: () => load(file, threads ?? threadsFor(size)),
       catch: (cause) =>
         new ChatError({
           message: `${file}: llama.cpp cannot open it as a GGUF model: ${reasonOf(cause)}`,
           next: "check that the file is whole and holds a Llama model; tinyllama run makes it anew with --force STAGE"
         })
     }),
-    ({ llama }) => Effect.promise(() => llama.dispose())
+    ({ llama }) => Effect.promise(() => generating.then(() => llama.dispose()))
   )
   const vocabulary = vocabularyOf(model)
   if (vocabulary === undefined)
@@ -92,7 +113,7 @@ export const openChat: (options: {
       message: `${file}: the model's vocabulary has no begin or end of text`,
       next: "chat needs a Llama model; give another GGUF file"
     })
-  let turns: ReadonlyArray<Turn> = []
+  let turns: ReadonlyArray<Exchange> = []
 
   /** Ids of the conversation with `question`, old turns dropped until `room` tokens are left for the answer. */
   const fit = (question: string, room: number): ReadonlyArray<Token> | undefined => {
@@ -149,14 +170,18 @@ export const openChat: (options: {
         next: "ask in fewer words"
       })
     const answer = yield* Effect.tryPromise({
-      try: (signal) => generate(prompt, generation, signal, onText),
+      try: (signal) => {
+        const answering = generating.then(() => generate(prompt, generation, signal, onText))
+        generating = answering.catch(() => undefined)
+        return answering
+      },
       catch: (cause) =>
         new ChatError({
           message: `llama.cpp failed while it answered: ${reasonOf(cause)}`,
           next: "start the chat again"
         })
     })
-    turns = [...turns, { human: question, assistant: answer }]
+    if (answer !== "") turns = [...turns, { human: question, assistant: answer }]
     return answer
   })
 
