@@ -2,8 +2,13 @@
  * Conversations in openassistant-guanaco's form, `{"text": "### Human: …### Assistant: …"}` per line, and the token rows that a model is
  * fine-tuned on. Each turn is encoded by itself, so that what the model reads in training is exactly what it reads when it is asked.
  */
-import { Result, Schema } from "effect"
+import { join } from "node:path"
+import { Effect, Result, Schema } from "effect"
+import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import type { EncodeOptions } from "../engine/Native.ts"
+import { StageError } from "../pipeline/StageType.ts"
+import { readList, readRows } from "./Documents.ts"
+import { fileFailure } from "./FileFailure.ts"
 
 export interface Exchange {
   readonly human: string
@@ -42,6 +47,61 @@ export const parseConversation = (text: string): Result.Result<Conversation, str
     ? Result.fail("nobody answers: there is no Assistant turn")
     : Result.succeed({ exchanges, unanswered: turns.length % 2 === 1 })
 }
+
+const decodeRow = Schema.decodeUnknownResult(Schema.fromJsonString(Schema.Struct({ text: Schema.String })))
+
+const parseRow = (bytes: Uint8Array): Result.Result<Conversation, string> =>
+  Result.try({
+    try: () => new TextDecoder("utf-8", { fatal: true }).decode(bytes),
+    catch: () => "the line is not valid UTF-8"
+  }).pipe(
+    Result.flatMap((line) =>
+      Result.mapError(decodeRow(line), () => 'the line is not a JSON object with a string field "text"')
+    ),
+    Result.flatMap(({ text }) => parseConversation(text))
+  )
+
+/** Faults that one message names before it only counts them. */
+const MOST_NAMED = 5
+
+/** All conversations of a Documents artifact, in its order. Every faulty row is an error, named by source and line. */
+export const readConversations = Effect.fn("Conversations.read")(function* (documents: ArtifactHandle) {
+  const conversations: Array<Conversation> = []
+  const faults: Array<string> = []
+  for (const { format, path, source } of yield* readList(documents)) {
+    if (format !== "jsonl")
+      return yield* new StageError({
+        failure: "invalid-input",
+        message: `${source}: plain text, where conversations are read from JSON lines`,
+        next: 'give files of lines like {"text": "### Human: …### Assistant: …"}, with format: jsonl'
+      })
+    yield* Effect.tryPromise({
+      try: async () => {
+        for await (const { bytes, line } of readRows(join(documents.folder, path))) {
+          const parsed = parseRow(bytes)
+          if (Result.isSuccess(parsed)) conversations.push(parsed.success)
+          else faults.push(`${source}:${line}: ${parsed.failure}`)
+        }
+      },
+      catch: fileFailure(`${documents.origin}: ${path}`)
+    })
+  }
+  if (faults.length > 0) {
+    const more = faults.length > MOST_NAMED ? [`and ${faults.length - MOST_NAMED} more`] : []
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: [...faults.slice(0, MOST_NAMED), ...more].join("\n"),
+      next: 'each line must be {"text": "### Human: …### Assistant: …"}, both in turns; mend or remove these'
+    })
+  }
+  if (conversations.length === 0)
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: `${documents.origin} has no conversation`,
+      next: "give at least one file with at least one conversation"
+    })
+  return conversations
+})
 
 /** Which targets are scored: the assistant's alone, or all but the begin of text, as TinyLlama's own fine-tuning does. */
 export const LossOn = Schema.Literals(["assistant", "all"])
