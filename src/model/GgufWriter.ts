@@ -38,6 +38,7 @@ class Output {
   private bytes = new Uint8Array(1 << 16)
   private view = new DataView(this.bytes.buffer)
   private length = 0
+  /** Makes room for `by` bytes and returns where they start. Take it before `view` or `bytes`: they may be new. */
   private grow(by: number): number {
     const start = this.length
     this.length += by
@@ -50,24 +51,30 @@ class Output {
     return start
   }
   uint32(value: number) {
-    this.view.setUint32(this.grow(4), value, true)
+    const at = this.grow(4)
+    this.view.setUint32(at, value, true)
   }
   int32(value: number) {
-    this.view.setInt32(this.grow(4), value, true)
+    const at = this.grow(4)
+    this.view.setInt32(at, value, true)
   }
   float32(value: number) {
-    this.view.setFloat32(this.grow(4), value, true)
+    const at = this.grow(4)
+    this.view.setFloat32(at, value, true)
   }
   uint64(value: number) {
-    this.view.setBigUint64(this.grow(8), BigInt(value), true)
+    const at = this.grow(8)
+    this.view.setBigUint64(at, BigInt(value), true)
   }
   bool(value: boolean) {
-    this.view.setUint8(this.grow(1), value ? 1 : 0)
+    const at = this.grow(1)
+    this.view.setUint8(at, value ? 1 : 0)
   }
   string(value: string) {
     const bytes = new TextEncoder().encode(value)
     this.uint64(bytes.length)
-    this.bytes.set(bytes, this.grow(bytes.length))
+    const at = this.grow(bytes.length)
+    this.bytes.set(bytes, at)
   }
   type(type: ValueType) {
     this.uint32(VALUE_TYPES.indexOf(type))
@@ -133,7 +140,7 @@ export const writeGguf = Effect.fn("writeGguf")(function* <E = never, R = never>
 ) {
   const fs = yield* FileSystem.FileSystem
   const failed = (cause: string) => new GgufError({ path, cause })
-  const io = <A>(effect: Effect.Effect<A, PlatformError.PlatformError>) =>
+  const io = <A, R2>(effect: Effect.Effect<A, PlatformError.PlatformError, R2>) =>
     Effect.mapError(effect, (error) => failed(error.message))
   for (const { name, shape, type } of tensors) {
     if (new TextEncoder().encode(name).length > MAX_TENSOR_NAME_BYTES)
