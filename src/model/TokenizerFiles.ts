@@ -110,14 +110,14 @@ export const mergesOf = (vocabulary: Vocabulary): ReadonlyArray<string> => {
   const known = new Set(normal.map(({ piece }) => piece))
   return normal
     .flatMap(({ piece, score }) => {
-      const characters = [...piece]
+      const characters = Array.from(piece)
       return characters.slice(1).flatMap((_, cut) => {
         const left = characters.slice(0, cut + 1).join("")
         const right = characters.slice(cut + 1).join("")
         return known.has(left) && known.has(right) ? [{ left, right, score, length: cut + 1 }] : []
       })
     })
-    .sort((a, b) => b.score - a.score || b.length - a.length)
+    .sort((a, b) => b.score - a.score || b.length - a.length || b.right.length - a.right.length)
     .map(({ left, right }) => `${left} ${right}`)
 }
 

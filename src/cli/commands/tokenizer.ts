@@ -20,6 +20,7 @@ const DocumentLine = Schema.Union([
     ...LineOptions
   }),
   Schema.Struct({
+    text: Schema.optionalKey(Schema.Never),
     bytes_hex: Schema.String.check(
       Schema.isPattern(/^([0-9a-f]{2})*$/iu, { message: "two hexadecimal digits a byte" })
     ),
@@ -144,7 +145,7 @@ export const tokenizerCommand = Command.make("tokenizer").pipe(
 
 const bytesOf = (line: typeof DocumentLine.Type): Uint8Array => {
   if (typeof line === "string") return new TextEncoder().encode(line)
-  return "text" in line ? new TextEncoder().encode(line.text) : Buffer.from(line.bytes_hex, "hex")
+  return line.text !== undefined ? new TextEncoder().encode(line.text) : Buffer.from(line.bytes_hex, "hex")
 }
 
 const optionsOf = (line: typeof DocumentLine.Type, defaults: EncodeOptions): EncodeOptions => {
