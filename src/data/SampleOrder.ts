@@ -30,31 +30,30 @@ const halfBits = (size: number): number => {
   return h
 }
 
-const walk = (position: number, size: number, keys: Uint32Array): number => {
-  const h = halfBits(size)
-  const modulus = 2 ** h
+/** The permutation of [0, size) under (seed, epoch), as a function of the position. All are integers from 0 to 2^53 - 1. */
+export const permutation = (size: number, seed: number, epoch: number): ((position: number) => number) => {
+  const keys = roundKeys(seed, epoch)
+  const modulus = 2 ** halfBits(size)
   const mask = modulus - 1
-  let value = position
-  do {
-    let left = Math.floor(value / modulus)
-    let right = value % modulus
-    for (let round = 0; round < rounds; round++) {
-      const next = (left ^ (mix(right ^ (keys[round] ?? 0)) & mask)) >>> 0
-      left = right
-      right = next
-    }
-    value = left * modulus + right
-  } while (value >= size)
-  return value
+  return (position) => {
+    let value = position
+    do {
+      let left = Math.floor(value / modulus)
+      let right = value % modulus
+      for (let round = 0; round < rounds; round++) {
+        const next = (left ^ (mix(right ^ (keys[round] ?? 0)) & mask)) >>> 0
+        left = right
+        right = next
+      }
+      value = left * modulus + right
+    } while (value >= size)
+    return value
+  }
 }
-
-/** A permutation of [0, size): where `position` goes under (seed, epoch). All are integers from 0 to 2^53 - 1; position < size. */
-export const permute = (position: number, size: number, seed: number, epoch: number): number =>
-  walk(position, size, roundKeys(seed, epoch))
 
 /** The block of the global sample `index` (0 to 2^53 - 1) among `blocks`; every `blocks` samples make an epoch with an order of its own. */
 export const sampleAt = (index: number, blocks: number, seed: number): number => {
   if (!Number.isSafeInteger(index) || index < 0 || !Number.isSafeInteger(blocks) || blocks < 1)
     throw new RangeError(`no sample ${index} of ${blocks} blocks`)
-  return permute(index % blocks, blocks, seed, Math.floor(index / blocks))
+  return permutation(blocks, seed, Math.floor(index / blocks))(index % blocks)
 }

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Schema } from "effect"
-import { permute, sampleAt } from "../../src/data/SampleOrder.ts"
+import { permutation, sampleAt } from "../../src/data/SampleOrder.ts"
 
 const int = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
 const Blocks = int(1, 400)
@@ -43,7 +43,7 @@ describe("SampleOrder", () => {
     for (const position of [0, 3, 9]) {
       const counts = new Array<number>(10).fill(0)
       for (let seed = 0; seed < 20_000; seed++) {
-        const block = permute(position, 10, seed, 0)
+        const block = permutation(10, seed, 0)(position)
         counts[block] = (counts[block] ?? 0) + 1
       }
       assert.isBelow(

@@ -1,0 +1,126 @@
+/**
+ * Arrow IPC files as this project writes and reads them: record batches built over typed arrays, written piece by piece, read without copying
+ * (the columns are views of the file's buffer). Any Arrow reader opens them. apache-arrow itself is loaded on first use.
+ */
+import { createHash } from "node:crypto"
+import { closeSync, constants, fstatSync, openSync, readSync, writeSync } from "node:fs"
+import type { Data, DataType, RecordBatch, Schema, TypeMap } from "apache-arrow"
+import { Effect } from "effect"
+import { StageError } from "../pipeline/StageType.ts"
+import { fileFailure } from "./FileFailure.ts"
+
+export type Arrow = typeof import("apache-arrow")
+
+export const arrow: Effect.Effect<Arrow> = Effect.promise(() => import("apache-arrow"))
+
+/** A batch of equal-length columns under `schema`. */
+export const batchOf = (
+  { makeData, RecordBatch, Struct }: Arrow,
+  schema: Schema,
+  length: number,
+  columns: ReadonlyArray<Data>
+): RecordBatch =>
+  new RecordBatch(
+    schema,
+    makeData({ type: new Struct<TypeMap>(schema.fields), length, nullCount: 0, children: [...columns] })
+  )
+
+export interface Written {
+  readonly bytes: number
+  readonly sha256: string
+}
+
+/** Writes to `file` until closed; every batch is on its way to the disk before the next one is made. */
+export interface ArrowWriter {
+  write(batch: RecordBatch): void
+  close(): Written
+}
+
+/** Opens `file` for writing. At least one batch, maybe of length 0, must be written: it carries the schema. Calls throw file system errors. */
+export const openWriter = ({ AsyncByteQueue, RecordBatchFileWriter }: Arrow, file: string): ArrowWriter => {
+  const descriptor = openSync(file, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC)
+  const hash = createHash("sha256")
+  let bytes = 0
+  class FileQueue extends AsyncByteQueue {
+    override write(chunk: ArrayBuffer | ArrayBufferView): void {
+      const piece = ArrayBuffer.isView(chunk)
+        ? new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength)
+        : new Uint8Array(chunk)
+      hash.update(piece)
+      for (let at = 0; at < piece.length;) at += writeSync(descriptor, piece, at)
+      bytes += piece.length
+    }
+  }
+  const writer = new RecordBatchFileWriter()
+  writer.reset(new FileQueue())
+  return {
+    write: (batch) => void writer.write(batch),
+    close: () => {
+      writer.close()
+      closeSync(descriptor)
+      return { bytes, sha256: hash.digest("hex") }
+    }
+  }
+}
+
+const corrupt = (place: string, reason: string, remake: string): StageError =>
+  new StageError({ failure: "corrupt", message: `${place}: ${reason}`, next: remake })
+
+/** The whole file, also beyond the 2 GiB that one read call takes. */
+const readWhole = (file: string): Uint8Array<ArrayBuffer> => {
+  const descriptor = openSync(file, "r")
+  try {
+    const buffer = new Uint8Array(fstatSync(descriptor).size)
+    for (let at = 0; at < buffer.length;) {
+      const read = readSync(descriptor, buffer, at, Math.min(buffer.length - at, 1 << 30), at)
+      if (read === 0) break
+      at += read
+    }
+    return buffer
+  } finally {
+    closeSync(descriptor)
+  }
+}
+
+export interface ReadOptions {
+  readonly file: string
+  /** Leads messages: what this file is to the user. */
+  readonly place: string
+  /** What to do about a damaged file. */
+  readonly remake: string
+  readonly sha256?: string | undefined
+}
+
+const magic = "ARROW1"
+
+/** The batches of an Arrow file, their buffers views of one file buffer. Damage of any kind fails as corrupt, with the file's name. */
+export const readBatches = Effect.fn("ArrowFile.readBatches")(function* (options: ReadOptions) {
+  const { tableFromIPC } = yield* arrow
+  const { place, remake } = options
+  const buffer = yield* Effect.try({ try: () => readWhole(options.file), catch: fileFailure(place) })
+  if (options.sha256 !== undefined) {
+    const sha256 = createHash("sha256").update(buffer).digest("hex")
+    if (sha256 !== options.sha256)
+      return yield* Effect.fail(
+        corrupt(place, `wrong sha256\n  expected ${options.sha256}\n  actual   ${sha256}`, remake)
+      )
+  }
+  const ascii = (bytes: Uint8Array) => Buffer.from(bytes).toString("latin1")
+  if (ascii(buffer.subarray(0, 6)) !== magic || ascii(buffer.subarray(-6)) !== magic)
+    return yield* Effect.fail(corrupt(place, "this is not a whole Arrow file: its ARROW1 marks are missing", remake))
+  const table = yield* Effect.try({
+    try: () => tableFromIPC(buffer),
+    catch: (cause) => corrupt(place, `the Arrow file cannot be read: ${String(cause)}`, remake)
+  })
+  return {
+    metadata: Object.fromEntries(table.schema.metadata),
+    /** As apache-arrow prints them, "tokens: List<Uint16>". */
+    columns: table.schema.fields.map(String),
+    batches: table.batches,
+    failure: (reason: string) => corrupt(place, reason, remake)
+  }
+})
+
+/** The column at `index` of a batch, whose type the caller has checked. */
+export const columnOf = <T extends DataType>(batch: RecordBatch, index: number): Data<T> =>
+  batch.data.children[index] as Data<T>

@@ -1,0 +1,220 @@
+/**
+ * pack: token shards become blocks of seq_len + 1 tokens, ready to train on. Documents are held out for validation by their content, the rest is
+ * shuffled, joined end to end and cut; sources are mixed by weights. Nothing is padded, and where every token went is in the log and the facts.
+ */
+import { Effect, Schema } from "effect"
+import { fileFailure } from "../data/FileFailure.ts"
+import { type DatasetMetadata, openSplitWriter, type Split } from "../data/PackedDataset.ts"
+import { holdOut, interleave, type Share, shareOut, Source, TokenStream } from "../data/Packing.ts"
+import { factsOf, readShard, type TokenPolicy, type TokenShardsFacts } from "../data/TokenShards.ts"
+import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+
+const invalid = (message: string, next: string): StageError =>
+  new StageError({ failure: "invalid-input", message, next })
+
+const policyFields = ["tokenizer", "tokenizer_digest", "vocabulary_size", "bos", "eos"] as const
+
+/** Inputs must agree in what their token ids mean and how documents are delimited. */
+const commonPolicy = (
+  inputs: ReadonlyArray<{ readonly name: string; readonly facts: TokenShardsFacts }>
+): Effect.Effect<TokenPolicy, StageError> => {
+  const [first, ...others] = inputs
+  if (first === undefined) return Effect.fail(invalid("no input", "join a tokenize stage's tokens to pack"))
+  for (const other of others)
+    for (const field of policyFields)
+      if (other.facts[field] !== first.facts[field])
+        return Effect.fail(
+          invalid(
+            `${other.name} has ${field} ${other.facts[field]}, but ${first.name} has ${first.facts[field]}`,
+            "tokenize all inputs with the same tokenizer and the same bos and eos"
+          )
+        )
+  const { tokenizer, tokenizer_digest, vocabulary_size, bos, eos } = first.facts
+  return Effect.succeed({ tokenizer, tokenizer_digest, vocabulary_size, bos, eos })
+}
+
+const normalised = (
+  weights: ReadonlyArray<number> | null,
+  inputs: number
+): Effect.Effect<ReadonlyArray<number> | undefined, StageError> => {
+  if (weights === null) return Effect.succeed(undefined)
+  const sum = weights.reduce((total, weight) => total + weight, 0)
+  if (weights.length !== inputs)
+    return Effect.fail(
+      invalid(`weights has ${weights.length} numbers for ${inputs} inputs`, "give one weight per input, in their order")
+    )
+  if (sum === 0) return Effect.fail(invalid("all weights are 0", "give at least one input a weight above 0"))
+  return Effect.succeed(weights.map((weight) => weight / sum))
+}
+
+const number = (value: number): string => value.toLocaleString("en-US")
+const percent = (share: number): string => `${(100 * share).toFixed(1)} %`
+const sumOf = <T>(items: ReadonlyArray<T>, value: (item: T) => number): number =>
+  items.reduce((sum, item) => sum + value(item), 0)
+
+/** Rows of equal columns, the first flush left, the others flush right. */
+const table = (rows: ReadonlyArray<ReadonlyArray<string>>): ReadonlyArray<string> => {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)))
+  return rows.map((row) =>
+    row
+      .map((cell, column) => (column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0)))
+      .join("  ")
+  )
+}
+
+const accountingTable = (shares: ReadonlyArray<Share>): ReadonlyArray<string> => {
+  const columns = ["documents", "tokens", "train", "validation", "tail", "left_out"] as const
+  const rows = shares.map(({ accounting }) => [
+    accounting.source,
+    ...columns.map((column) => number(accounting[column]))
+  ])
+  const total = ["all", ...columns.map((column) => number(sumOf(shares, ({ accounting }) => accounting[column])))]
+  return table([
+    ["source", ...columns.map((column) => column.replace("_", " "))],
+    ...rows,
+    ...(rows.length > 1 ? [total] : [])
+  ])
+}
+
+/** Why there is nothing to train on, in the terms of what the user can change. */
+const tooShort = (
+  sources: ReadonlyArray<Source>,
+  seqLen: number,
+  weights: ReadonlyArray<number> | undefined
+): StageError => {
+  const tokens = sumOf(sources, (source) => source.tokens)
+  const empty = sources.find((source, s) => (weights?.[s] ?? 0) > 0 && source.tokens - source.tokensHeldOut() <= seqLen)
+  return empty !== undefined && sources.length > 1
+    ? invalid(
+        `${empty.name} has ${number(empty.tokens - empty.tokensHeldOut())} tokens to train on, less than one block of seq_len + 1 = ${number(seqLen + 1)}, so no mixture with it is possible`,
+        "give it weight 0, add text to it, or lower seq_len"
+      )
+    : invalid(
+        `seq_len ${number(seqLen)} is larger than the data: ${number(tokens)} tokens in all, ${number(sumOf(sources, (source) => source.tokens - source.tokensHeldOut()))} of them to train on`,
+        "lower seq_len, add text, or lower validation"
+      )
+}
+
+export const packStage = defineStage({
+  name: "pack",
+  version: 1,
+  describe: "Cuts tokens into blocks of seq_len + 1, mixes sources, holds documents out for validation",
+  params: {
+    seq_len: parameter(Schema.Int.check(Schema.isGreaterThan(0)), {
+      change: "identity",
+      describe: "tokens that the model sees at once; a block holds one more, the last target"
+    }),
+    weights: parameter(Schema.NullOr(Schema.Array(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0)))), {
+      change: "identity",
+      describe: "share of each input in the train blocks, in any unit; by default all of every input is used",
+      default: null
+    }),
+    validation: parameter(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0), Schema.isLessThan(1)), {
+      change: "identity",
+      describe: "fraction of the documents to hold out, chosen by their content; 0 for none",
+      default: 0.02
+    }),
+    seed: parameter(Schema.Int.check(Schema.isGreaterThanOrEqualTo(0)), {
+      change: "identity",
+      describe: "of the order of documents",
+      default: 3407
+    })
+  },
+  inputs: { tokens: { type: "TokenShards", many: true, describe: "token shards, one source each" } },
+  outputs: { dataset: { type: "PackedDataset", describe: "blocks to train on and to validate with" } },
+
+  run: Effect.fn("pack")(function* (context) {
+    const { seq_len, validation, seed } = context.params
+    const blockLength = seq_len + 1
+    const inputs = yield* Effect.forEach(context.inputs.tokens, (handle) =>
+      Effect.map(factsOf(handle), (facts) => ({ handle, name: handle.origin, facts }))
+    )
+    const policy = yield* commonPolicy(inputs)
+    const weights = yield* normalised(context.params.weights, inputs.length)
+
+    const stop = Effect.suspend(() =>
+      context.stopRequested() ? new Preempted({ message: "stopped while packing; it starts anew" }) : Effect.void
+    )
+    const sources = yield* Effect.forEach(inputs, ({ handle, name, facts }) =>
+      Effect.forEach(facts.shards, (shard) => Effect.andThen(stop, readShard(handle, shard, policy))).pipe(
+        Effect.map((parts) => new Source(name, parts.flat()))
+      )
+    )
+    const added = holdOut(sources, validation, blockLength)
+    const shares = shareOut(sources, weights, blockLength)
+    const trainBlocks = sumOf(shares, (share) => share.trainBlocks)
+    const validationBlocks = sumOf(shares, (share) => share.validationBlocks)
+    if (trainBlocks === 0) {
+      const documents = sumOf(sources, (source) => source.documents)
+      const tokens = sumOf(sources, (source) => source.tokens)
+      if (added > 0 && tokens >= 2 * blockLength)
+        return yield* invalid(
+          `holding out one block of validation leaves nothing to train on: ${number(documents)} documents, ${number(tokens)} tokens`,
+          "cut the text into more documents, lower seq_len, or set validation: 0"
+        )
+      return yield* tooShort(sources, seq_len, weights)
+    }
+    if (added > 0)
+      context.warn(
+        `validation ${validation} of the documents does not fill one block: ${added} more documents are held out, ${number(validationBlocks)} blocks in all`
+      )
+
+    const metadata: DatasetMetadata = {
+      ...policy,
+      seq_len,
+      train_blocks: trainBlocks,
+      validation_blocks: validationBlocks,
+      mixture: shares.map((share, s) => ({
+        source: share.source.name,
+        weight: weights?.[s] ?? share.trainBlocks / trainBlocks,
+        realised: share.trainBlocks / trainBlocks,
+        blocks: share.trainBlocks
+      })),
+      accounting: shares.map((share) => share.accounting)
+    }
+    for (const line of accountingTable(shares)) context.log(line)
+    for (const { source, weight, realised, blocks } of metadata.mixture)
+      context.log(`mixture: ${source} ${percent(realised)} (asked ${percent(weight)}), ${number(blocks)} blocks`)
+    const leftOut = sumOf(shares, ({ accounting }) => accounting.left_out)
+    const tokens = sumOf(shares, ({ accounting }) => accounting.tokens)
+    for (const { source, trainBlocks } of shares)
+      if (trainBlocks === 0 && weights === undefined)
+        context.warn(
+          `${source.name} does not fill one block: none of its ${number(source.tokens)} tokens is trained on`
+        )
+    if (weights !== undefined && leftOut > tokens / 5)
+      context.warn(
+        `the weights leave out ${percent(leftOut / tokens)} of the tokens: a source that is asked for more than it has limits the rest`
+      )
+
+    let done = 0
+    const total = (trainBlocks + validationBlocks) * blockLength
+    const writeSplit = Effect.fnUntraced(function* (split: Split, order: Iterable<number>) {
+      const writer = yield* openSplitWriter(context.output("dataset"), split, metadata)
+      // the seed orders what is trained on; validation blocks are the same for every seed, so that losses compare
+      const streamSeed = split === "train" ? seed : 0
+      const streams = sources.map((source, s) => new TokenStream(source, s, split === "validation", streamSeed))
+      let blocks = 0
+      for (const s of order) {
+        yield* Effect.try({ try: () => streams[s]?.fill(writer.next()), catch: fileFailure(`${split}.arrow`) })
+        done += blockLength
+        if (++blocks % 1024 === 0) {
+          yield* stop
+          context.progress({ done, total, unit: "tokens" })
+          yield* Effect.yieldNow
+        }
+      }
+      return yield* Effect.try({ try: () => writer.close(), catch: fileFailure(`${split}.arrow`) })
+    })
+    const train = yield* writeSplit("train", interleave(shares.map((share) => share.trainBlocks)))
+    const held = yield* writeSplit(
+      "validation",
+      shares.flatMap((share, s) => new Array<number>(share.validationBlocks).fill(s))
+    )
+    context.progress({ done, total, unit: "tokens" })
+    context.log(
+      `${number(trainBlocks)} train blocks and ${number(validationBlocks)} validation blocks of ${number(blockLength)} tokens`
+    )
+    return { dataset: { ...metadata, files: { train: train.sha256, validation: held.sha256 } } }
+  })
+})
