@@ -54,7 +54,7 @@ export const openWriter = ({ AsyncByteQueue, RecordBatchFileWriter }: Arrow, fil
   const writer = new RecordBatchFileWriter()
   writer.reset(new FileQueue())
   return {
-    write: (batch) => void writer.write(batch),
+    write: (batch) => writer.write(batch),
     close: () => {
       writer.close()
       closeSync(descriptor)

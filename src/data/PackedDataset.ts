@@ -92,7 +92,8 @@ export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(functi
   const library = yield* arrow
   const blockLength = metadata.seq_len + 1
   const schema = schemaOf(library, metadata)
-  const capacity = blocksPerBatch(blockLength)
+  const blocks = split === "train" ? metadata.train_blocks : metadata.validation_blocks
+  const capacity = Math.min(blocksPerBatch(blockLength), Math.max(1, blocks))
   const buffer = new Uint16Array(capacity * blockLength)
   const file = `${split}.arrow`
   const output = yield* Effect.try({ try: () => openWriter(library, join(folder, file)), catch: fileFailure(file) })

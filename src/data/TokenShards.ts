@@ -40,6 +40,8 @@ export const TokenShardsFacts = Schema.Struct({
   bytes: Schema.Int,
   /** Documents that carry no tokens, by reason. */
   skipped: Schema.Record(Schema.String, Schema.Int),
+  /** Documents in which U+FFFD stands for what is not UTF-8. */
+  replaced: Schema.Int,
   shards: Schema.Array(Shard)
 })
 export type TokenShardsFacts = typeof TokenShardsFacts.Type

@@ -209,7 +209,7 @@ export const packStage = defineStage({
     const train = yield* writeSplit("train", interleave(shares.map((share) => share.trainBlocks)))
     const held = yield* writeSplit(
       "validation",
-      shares.flatMap((share, s) => new Array<number>(share.validationBlocks).fill(s))
+      shares.flatMap((share, s) => Array.from({ length: share.validationBlocks }, () => s))
     )
     context.progress({ done, total, unit: "tokens" })
     context.log(

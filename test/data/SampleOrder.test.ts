@@ -41,7 +41,7 @@ describe("SampleOrder", () => {
   it("spreads each position evenly over the blocks", () => {
     // chi-square of position 3's block over 20,000 seeds with 10 blocks: 9 degrees of freedom, 27.9 is the 0.1 % point
     for (const position of [0, 3, 9]) {
-      const counts = new Array<number>(10).fill(0)
+      const counts = Array.from({ length: 10 }, () => 0)
       for (let seed = 0; seed < 20_000; seed++) {
         const block = permutation(10, seed, 0)(position)
         counts[block] = (counts[block] ?? 0) + 1

@@ -40,6 +40,7 @@ export const tokenShards = Effect.fnUntraced(function* (
     tokens,
     bytes: tokens * 3,
     skipped: {},
+    replaced: 0,
     shards
   }
   return artifactOf("TokenShards", folder, { ...facts }, origin)

@@ -230,7 +230,7 @@ describe("PackedDataset", () => {
       const table = tableFromIPC(readFileSync(join(outputs.dataset.folder, "train.arrow")))
       assert.deepStrictEqual(table.schema.fields.map(String), ["tokens: FixedSizeList[16]<Uint16>"])
       assert.strictEqual(table.numRows, train.blocks)
-      assert.deepStrictEqual([...table.getChild("tokens")?.get(3).toArray()], [...train.tokens(3)])
+      assert.deepStrictEqual(Array.from(table.toArray()[3].tokens), [...train.tokens(3)])
       assert.strictEqual(table.schema.metadata.get("seq_len"), "15")
       assert.strictEqual(train.tokens(0).buffer, train.tokens(train.blocks - 1).buffer)
       assert.throws(() => train.tokens(train.blocks), RangeError)
@@ -254,7 +254,7 @@ describe("PackedDataset", () => {
       const { train, outputs } = yield* pack([yield* tokenShards(documents)], { seq_len: 2 ** 20 - 1, validation: 0 })
       assert.strictEqual(tableFromIPC(readFileSync(join(outputs.dataset.folder, "train.arrow"))).batches.length, 3)
       const firsts = Array.from({ length: 9 }, (_, i) => train.tokens(i)[0])
-      assert.deepStrictEqual(firsts.sort(), [1, 2, 3, 4, 5, 6, 7, 8, 9])
+      assert.deepStrictEqual(new Set(firsts), new Set([1, 2, 3, 4, 5, 6, 7, 8, 9]))
     })
   )
 
