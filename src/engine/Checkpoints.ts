@@ -161,7 +161,7 @@ export const saveCheckpoint = Effect.fn("Checkpoints.save")(
     return target
   },
   (effect, root, _model, state) =>
-    Effect.catch(effect, (error) => Effect.flatMap(describeSaveFailure(root, state.step, error), Effect.fail))
+    effect.pipe(Effect.catch((error) => Effect.flatMap(describeSaveFailure(root, state.step, error), Effect.fail)))
 )
 
 const describeSaveFailure = Effect.fnUntraced(function* (root: string, step: number, error: Error) {
@@ -195,7 +195,7 @@ export const verifyCheckpoint: (
     if (found.bytes !== expected.bytes)
       return yield* damaged(`${name} has ${found.bytes} bytes, ${COMPLETE} says ${expected.bytes}`)
     if (found.sha256 !== expected.sha256)
-      return yield* damaged(`${name} does not have the sha256 that ${COMPLETE} names`)
+      return yield* damaged(`${name} has sha256 ${found.sha256}, ${COMPLETE} says ${expected.sha256}`)
   }
   return yield* fs.readFileString(path.join(folder, STATE)).pipe(
     Effect.flatMap(decodeProgress),
