@@ -1,6 +1,7 @@
 // What the tests of the device's operations share: reproducible values, comparisons that name what failed, and a loop over the instruction
 // sets this machine has and over thread counts.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

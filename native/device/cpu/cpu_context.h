@@ -41,8 +41,9 @@ struct CpuContext {
 
   ThreadPool pool;
   const Kernels& kernels;
-  ScratchArea panels;  // packed right operands
-  ScratchArea tiles;   // what an operation keeps between its loops
+  ScratchArea panels, row_panels;  // packed right operands
+  ScratchArea tiles, shares;       // what an operation keeps between its loops
+  ScratchArea rows, statistics;    // of the linear loss
   std::vector<ScratchArea> thread;
 };
 

@@ -60,9 +60,9 @@ struct Kernels {
   // --- softmax down the columns of a (rows, columns) tile of transposed logits
   // maxima(columns) of the tile.
   void (*column_maxima)(float* maxima, const float* tile, std::int64_t stride, std::int64_t rows, std::int64_t columns);
-  // tile = exp(tile - maxima), when keep; sums(columns) of it.
-  void (*column_exponentials)(float* sums, float* tile, std::int64_t stride, const float* maxima, std::int64_t rows, std::int64_t columns,
-                              bool keep);
+  // tile = exp(tile - maxima), when keep; sums(columns) of it, weighted when weights (of the tile's shape and stride) are given.
+  void (*column_exponentials)(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
+                              std::int64_t columns, bool keep);
   // tile *= factors, column by column.
   void (*scale_columns)(float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns);
 

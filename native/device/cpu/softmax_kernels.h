@@ -16,15 +16,15 @@ void column_maxima(float* maxima, const float* tile, std::int64_t stride, std::i
 }
 
 template <class V>
-void column_exponentials(float* sums, float* tile, std::int64_t stride, const float* maxima, std::int64_t rows, std::int64_t columns,
-                         bool keep) {
+void column_exponentials(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
+                         std::int64_t columns, bool keep) {
   for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
     const auto maximum = part.load(maxima + i);
     auto sum = V::zero();
     for (std::int64_t row = 0; row < rows; ++row) {
       float* at = tile + row * stride + i;
       const auto value = exponential<V>(V::sub(part.load(at), maximum));
-      sum = V::add(sum, value);
+      sum = weights ? V::fma(value, part.load(weights + row * stride + i), sum) : V::add(sum, value);
       if (keep) part.store(at, value);
     }
     part.store(sums + i, sum);

@@ -1,0 +1,18 @@
+// The output projection and its loss in one: the logits of all rows never exist at once.
+#pragma once
+#include <cstdint>
+
+#include "native/core/tensor.h"
+#include "native/device/cpu/cpu_context.h"
+
+namespace tinyllama {
+
+// Device::linear_cross_entropy.
+void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhidden, const Tensor& dweight, const Tensor& hidden,
+                          const Tensor& weight, const std::int32_t* targets, float scale);
+
+// Device::linear_log_probability.
+void linear_log_probability(CpuContext& context, float* log_probabilities, std::uint8_t* greedy, const Tensor& hidden, const Tensor& weight,
+                            const std::int32_t* targets);
+
+}  // namespace tinyllama
