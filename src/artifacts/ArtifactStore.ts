@@ -1,9 +1,20 @@
-/** The content-addressed store that all runs share. */
-import { Context, type Effect, Schema } from "effect"
-import type { ArtifactHandle, Manifest } from "./Artifact.ts"
-import type { StageError } from "../pipeline/StageType.ts"
+/**
+ * The content-addressed store that all runs share.
+ *
+ *   artifacts/<digest>/…      the files of an artifact
+ *   artifacts/<digest>.json   its manifest, written after the files are durable: an artifact without one does not exist
+ *   keys/<stage key>.json     which artifacts a stage key gave, written after all of them: a result without one does not exist
+ *   work/<stage key>/         in-stage checkpoints and partial downloads, deleted only after publication
+ *   locks/                    one writer per stage key
+ */
+import { createHash } from "node:crypto"
+import { Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, Schema, Stream } from "effect"
+import { StageError } from "../pipeline/StageType.ts"
+import { type ArtifactFile, type ArtifactHandle, type ArtifactType, type Facts, Manifest } from "./Artifact.ts"
+import { digestOf } from "./CanonicalJson.ts"
+import { storageFailure, sync, writeJsonAtomic } from "./DurableFile.ts"
 
-/** What the store remembers of a stage key: which artifacts it gave, and who made them. Written last, so it names only complete artifacts. */
+/** What the store remembers of a stage key: which artifacts it gave, and who made them. */
 export const KeyRecord = Schema.Struct({
   version: Schema.Literal(1),
   key: Schema.String,
@@ -13,20 +24,241 @@ export const KeyRecord = Schema.Struct({
   stage: Schema.String,
   attempt: Schema.Int,
   seconds: Schema.Finite,
+  /** ISO 8601. */
   at: Schema.String
 })
 export type KeyRecord = typeof KeyRecord.Type
 
+export interface StoredArtifact {
+  readonly manifest: Manifest
+  readonly folder: string
+}
+
+/** A stage key's result: complete, absent, or recorded but with files missing or short. */
+export type Lookup =
+  | {
+      readonly _tag: "Complete"
+      readonly record: KeyRecord
+      readonly artifacts: Readonly<Record<string, StoredArtifact>>
+    }
+  | { readonly _tag: "Absent" }
+  | { readonly _tag: "Damaged"; readonly record: KeyRecord; readonly detail: string }
+
+export interface Publication {
+  readonly type: ArtifactType
+  /** Its files become the artifact; the folder itself is moved. */
+  readonly folder: string
+  readonly facts: Facts
+  readonly madeBy: Manifest["madeBy"]
+}
+
+const decodeManifest = Schema.decodeEffect(Schema.fromJsonString(Manifest))
+const decodeRecord = Schema.decodeEffect(Schema.fromJsonString(KeyRecord))
+
 export class ArtifactStore extends Context.Service<
   ArtifactStore,
   {
+    /** Absolute. */
     readonly root: string
-    /** The manifest and folder of a complete artifact; undefined where files are missing or have other sizes. */
-    readonly get: (
-      digest: string
-    ) => Effect.Effect<{ readonly manifest: Manifest; readonly folder: string } | undefined>
-    /** Reads every byte; the paths of files that differ from the manifest. */
-    readonly verify: (digest: string) => Effect.Effect<ReadonlyArray<string>, StageError>
+    /** The artifact, if its manifest is there and every file has its size; else undefined. */
+    readonly get: (digest: string) => Effect.Effect<StoredArtifact | undefined>
     readonly handle: (digest: string, origin: string) => Effect.Effect<ArtifactHandle | undefined>
+    /** Reads every byte; names the files that differ from the manifest. */
+    readonly verify: (digest: string) => Effect.Effect<ReadonlyArray<string>, StageError>
+    readonly lookup: (key: string) => Effect.Effect<Lookup>
+    /** Digests, makes durable and moves a filled folder into the store; an artifact that is there already is kept. */
+    readonly publish: (
+      publication: Publication
+    ) => Effect.Effect<StoredArtifact & { readonly reused: boolean }, StageError>
+    /** Records a stage key's result. The last step of a stage. */
+    readonly commit: (record: KeyRecord) => Effect.Effect<void, StageError>
+    /** The work folder of a key; `openWork` makes it. */
+    readonly openWork: (key: string) => Effect.Effect<string, StageError>
+    readonly hasWork: (key: string) => Effect.Effect<boolean>
+    readonly clearWork: (key: string) => Effect.Effect<void>
+    /** Where the key's lock files lie: their common prefix. */
+    readonly lockPath: (key: string) => string
   }
->()("tinyllama/artifacts/ArtifactStore") {}
+>()("tinyllama/artifacts/ArtifactStore") {
+  static readonly layer = (root: string) => Layer.effect(ArtifactStore, make(root))
+}
+
+const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const services = yield* Effect.context<FileSystem.FileSystem | Path.Path>()
+  const artifacts = path.join(root, "artifacts")
+  const folderOf = (digest: string) => path.join(artifacts, digest)
+  const manifestOf = (digest: string) => path.join(artifacts, `${digest}.json`)
+  const recordOf = (key: string) => path.join(root, "keys", `${key}.json`)
+  const workOf = (key: string) => path.join(root, "work", key)
+
+  const read = (digest: string) =>
+    fs
+      .readFileString(manifestOf(digest))
+      .pipe(Effect.flatMap(decodeManifest), Effect.option, Effect.map(Option.getOrUndefined))
+
+  /** The first file that is missing or has another size. */
+  const firstDamage = Effect.fnUntraced(function* (manifest: Manifest, folder: string) {
+    for (const file of manifest.files) {
+      const info = yield* Effect.option(fs.stat(path.join(folder, file.path)))
+      if (Option.isNone(info)) return `${file.path} is missing`
+      const size = Number(info.value.size)
+      if (size !== file.bytes) return `${file.path} has ${size} bytes, not ${file.bytes}`
+    }
+    return undefined
+  })
+
+  const get = Effect.fn("ArtifactStore.get")(function* (digest: string) {
+    const manifest = yield* read(digest)
+    if (manifest === undefined) return undefined
+    const folder = folderOf(digest)
+    return (yield* firstDamage(manifest, folder)) === undefined ? { manifest, folder } : undefined
+  })
+
+  const handle = (digest: string, origin: string) =>
+    Effect.map(get(digest), (found) => (found === undefined ? undefined : handleOf(found, origin)))
+
+  const verify = Effect.fn("ArtifactStore.verify")(function* (digest: string) {
+    const manifest = yield* read(digest)
+    if (manifest === undefined) return ["the manifest is missing"]
+    const faults: Array<string> = []
+    for (const file of manifest.files) {
+      const actual = yield* Effect.option(hashFile(fs, path.join(folderOf(digest), file.path)))
+      if (Option.isNone(actual)) faults.push(`${file.path} is missing`)
+      else if (actual.value.sha256 !== file.sha256) faults.push(`${file.path} does not have its sha256`)
+    }
+    if (artifactDigest(manifest.type, manifest.files, manifest.facts) !== digest)
+      faults.push("the manifest was altered")
+    return faults
+  })
+
+  const lookup = Effect.fn("ArtifactStore.lookup")(function* (key: string) {
+    const text = yield* Effect.option(fs.readFileString(recordOf(key)))
+    if (Option.isNone(text)) return { _tag: "Absent" } as Lookup
+    const record = yield* Effect.option(decodeRecord(text.value))
+    if (Option.isNone(record)) return { _tag: "Absent" } as Lookup
+    const found: Record<string, StoredArtifact> = {}
+    for (const [port, digest] of Object.entries(record.value.outputs)) {
+      const manifest = yield* read(digest)
+      const folder = folderOf(digest)
+      const damage = manifest === undefined ? "its manifest is missing" : yield* firstDamage(manifest, folder)
+      if (manifest === undefined || damage !== undefined) {
+        return { _tag: "Damaged", record: record.value, detail: `${port} (${folder}): ${damage}` } as Lookup
+      }
+      found[port] = { manifest, folder }
+    }
+    return { _tag: "Complete", record: record.value, artifacts: found } as Lookup
+  })
+
+  const publish = Effect.fn("ArtifactStore.publish")(function* (publication: Publication) {
+    const { facts, folder, madeBy, type } = publication
+    const files = yield* digestFiles(folder)
+    if (files.length === 0) {
+      return yield* new StageError({
+        failure: "internal",
+        message: `stage type ${madeBy.stageType} left its ${type} output empty`,
+        next: "report this: a stage must fill every output"
+      })
+    }
+    const digest = artifactDigest(type, files, facts)
+    const target = folderOf(digest)
+    const present = yield* get(digest)
+    if (present !== undefined) {
+      yield* Effect.ignore(fs.remove(folder, { recursive: true }))
+      return { ...present, reused: true }
+    }
+    const manifest: Manifest = { type, digest, files, facts, madeBy }
+    yield* Effect.gen(function* () {
+      yield* fs.makeDirectory(artifacts, { recursive: true })
+      // A folder without a valid manifest is the rest of a crash or of damage: out of the way, and gone once ours is in place.
+      const aside = `${target}.damaged-${process.pid}`
+      if (yield* fs.exists(target)) yield* fs.rename(target, aside)
+      yield* fs.rename(folder, target)
+      yield* sync(artifacts)
+      yield* writeJsonAtomic(manifestOf(digest), manifest)
+      yield* Effect.ignore(fs.remove(aside, { recursive: true, force: true }))
+    }).pipe(Effect.mapError(storageFailure(target)))
+    return { manifest, folder: target, reused: false }
+  }, Effect.provideContext(services))
+
+  /** Every file below `folder` with size and digest, each made durable, in code-unit order of the paths. */
+  const digestFiles = Effect.fnUntraced(function* (folder: string) {
+    const names = yield* fs.readDirectory(folder, { recursive: true }).pipe(Effect.mapError(storageFailure(folder)))
+    const files: Array<typeof ArtifactFile.Type> = []
+    const folders = [folder]
+    for (const name of names.sort()) {
+      const full = path.join(folder, name)
+      const info = yield* fs.stat(full).pipe(Effect.mapError(storageFailure(full)))
+      if (info.type === "Directory") folders.push(full)
+      if (info.type !== "File") continue
+      const { bytes, sha256 } = yield* hashFile(fs, full).pipe(Effect.mapError(storageFailure(full)))
+      yield* sync(full).pipe(Effect.mapError(storageFailure(full)))
+      files.push({ path: name.split(path.sep).join("/"), bytes, sha256 })
+    }
+    yield* Effect.forEach(folders, sync, { discard: true }).pipe(Effect.mapError(storageFailure(folder)))
+    return files.sort((a, b) => (a.path < b.path ? -1 : 1))
+  }, Effect.provideContext(services))
+
+  const commit = (record: KeyRecord) =>
+    writeJsonAtomic(recordOf(record.key), record).pipe(
+      Effect.mapError(storageFailure(recordOf(record.key))),
+      Effect.provideContext(services)
+    )
+
+  const openWork = (key: string) =>
+    fs
+      .makeDirectory(workOf(key), { recursive: true })
+      .pipe(Effect.mapError(storageFailure(workOf(key))), Effect.as(workOf(key)))
+
+  const hasWork = (key: string) =>
+    fs.readDirectory(workOf(key)).pipe(
+      Effect.map((names) => names.length > 0),
+      Effect.orElseSucceed(() => false)
+    )
+
+  const clearWork = (key: string) => Effect.ignore(fs.remove(workOf(key), { recursive: true, force: true }))
+
+  return ArtifactStore.of({
+    root,
+    get,
+    handle,
+    verify,
+    lookup,
+    publish,
+    commit,
+    openWork,
+    hasWork,
+    clearWork,
+    lockPath: (key) => path.join(root, "locks", key)
+  })
+})
+
+export const handleOf = (artifact: StoredArtifact, origin: string): ArtifactHandle => ({
+  type: artifact.manifest.type,
+  digest: artifact.manifest.digest,
+  folder: artifact.folder,
+  facts: artifact.manifest.facts,
+  origin
+})
+
+const artifactDigest = (type: ArtifactType, files: Manifest["files"], facts: Facts): string =>
+  digestOf({ type, files: files.map(({ bytes, path, sha256 }) => ({ path, bytes, sha256 })), facts })
+
+const hashFile = (
+  fs: FileSystem.FileSystem,
+  file: string
+): Effect.Effect<{ readonly bytes: number; readonly sha256: string }, PlatformError.PlatformError> =>
+  Effect.suspend(() => {
+    const hash = createHash("sha256")
+    let bytes = 0
+    return fs.stream(file, { chunkSize: 1 << 20 }).pipe(
+      Stream.runForEach((chunk) =>
+        Effect.sync(() => {
+          hash.update(chunk)
+          bytes += chunk.length
+        })
+      ),
+      Effect.map(() => ({ bytes, sha256: hash.digest("hex") }))
+    )
+  })

@@ -1,12 +1,24 @@
 /** All that a run on this machine needs, over one runs folder; the caller adds Node's platform services and a StageRegistry. */
-import { Effect, type FileSystem, Layer, type Path } from "effect"
-import type { ArtifactStore } from "../artifacts/ArtifactStore.ts"
-import type { Executor } from "./Executor.ts"
-import type { RunEvents } from "./RunEvent.ts"
-import type { Runs } from "./Runs.ts"
+import { Effect, Layer, Path } from "effect"
+import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
+import * as LocalExecutor from "./LocalExecutor.ts"
+import { RunEvents } from "./RunEvent.ts"
+import { Runs } from "./Runs.ts"
 
-export const layer: (options: {
-  /** The runs folder; it is made when missing. */
+export const layer = (options: {
+  /** The runs folder; the first run makes it. */
   readonly runs: string
-}) => Layer.Layer<Runs | ArtifactStore | RunEvents | Executor, never, FileSystem.FileSystem | Path.Path> = () =>
-  Layer.effectContext(Effect.die(new Error("first typed version")))
+  /** Entry of the worker processes; the program's own by default. */
+  readonly worker?: string
+}) =>
+  Layer.unwrap(
+    Effect.map(Path.Path, (path) => {
+      const root = path.resolve(options.runs)
+      return Layer.mergeAll(
+        Runs.layer(root),
+        ArtifactStore.layer(path.join(root, "store")),
+        RunEvents.layer,
+        LocalExecutor.layer(options.worker === undefined ? {} : { worker: options.worker })
+      )
+    })
+  )

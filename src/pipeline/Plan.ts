@@ -1,28 +1,11 @@
-/** What a run would do, and why: one entry for each stage. `run` decides by the same function. */
-import { Effect } from "effect"
-import type { FileSystem, Path, Schema } from "effect"
-import type { ArtifactStore } from "../artifacts/ArtifactStore.ts"
-import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
-import type { Runs, StorageError } from "./Runs.ts"
-import type { UsageError } from "./Runner.ts"
-import type { Selection } from "./Selection.ts"
+/** What a run would do, and why: one entry for each stage, in topological order. Reads much and writes nothing. */
+import { Effect, Result } from "effect"
+import { compareParts, decide, type Decision, newestComplete, observe, type Reason } from "./Decision.ts"
+import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
+import { resolveSelection, type Roles, type Selection } from "./Selection.ts"
+import { keyParts } from "./StageKey.ts"
 
-export type Reason =
-  | { readonly _tag: "NoResult" }
-  | {
-      readonly _tag: "ParameterChanged"
-      readonly path: string
-      readonly before: Schema.Json
-      readonly after: Schema.Json
-    }
-  | { readonly _tag: "InputChanged"; readonly port: string; readonly origin: string }
-  | { readonly _tag: "ObservationChanged" }
-  | { readonly _tag: "VersionChanged"; readonly before: number; readonly after: number }
-  | { readonly _tag: "TypeChanged"; readonly before: string; readonly after: string }
-  | { readonly _tag: "Damaged"; readonly detail: string }
-  | { readonly _tag: "Forced" }
-  /** A stage above runs first; whether this one must run depends on what that gives. */
-  | { readonly _tag: "Upstream"; readonly stage: string }
+export { describeReason, type Reason } from "./Decision.ts"
 
 export interface StagePlan {
   readonly stage: string
@@ -43,14 +26,104 @@ export interface StagePlan {
   readonly message?: string
 }
 
-/** A reason in words: "lr.peak: 0.0004 → 0.001". */
-export declare const describeReason: (reason: Reason) => string
+export const plan = Effect.fn("plan")(function* (pipeline: ResolvedPipeline, selection: Selection = {}) {
+  const roles = yield* Effect.fromResult(resolveSelection(pipeline, selection))
+  const plans = new Map<string, StagePlan>()
+  const decisions = new Map<string, Decision>()
+  for (const stage of pipeline.stages) plans.set(stage.name, yield* planStage(pipeline, stage, roles, plans, decisions))
+  return Array.from(plans.values())
+})
 
-export const plan: (
+const planStage = Effect.fnUntraced(function* (
   pipeline: ResolvedPipeline,
-  selection?: Selection
-) => Effect.Effect<
-  ReadonlyArray<StagePlan>,
-  UsageError | StorageError,
-  FileSystem.FileSystem | Path.Path | ArtifactStore | Runs
-> = () => Effect.die(new Error("first typed version"))
+  stage: ResolvedStage,
+  roles: Roles,
+  plans: ReadonlyMap<string, StagePlan>,
+  decisions: Map<string, Decision>
+) {
+  const role = roles.of(stage.name)
+  const entry = {
+    stage: stage.name,
+    uses: stage.type.name,
+    key: undefined,
+    from: undefined,
+    reasons: [],
+    resumes: false,
+    lastSeconds: undefined
+  }
+  const blocked = (message: string): StagePlan => ({ ...entry, status: "blocked", message })
+  if (role === "excluded") return { ...entry, status: "excluded" } as StagePlan
+
+  const observed = yield* Effect.result(observe(pipeline, stage))
+  if (role === "run") {
+    if (Result.isFailure(observed)) return blocked(`${observed.failure.message}. Next: ${observed.failure.next}`)
+    const above = stage.needs.flatMap((need) => {
+      const needed = plans.get(need)
+      return needed === undefined ? [] : [needed]
+    })
+    const missing = above.find((needed) => needed.status === "blocked")
+    if (missing !== undefined) return blocked(`waits for ${missing.stage}: ${missing.message ?? ""}`)
+    const sources = new Set(Object.values(stage.inputs).flatMap((edges) => edges.map((edge) => edge.stage)))
+    const first = above.find(
+      ({ stage: name, status }) => sources.has(name) && (status === "stale" || status === "pending")
+    )
+    if (first !== undefined) return yield* pending(pipeline, stage, roles, first.stage)
+  }
+  const forced = roles.forced(stage.name)
+  const decision = yield* decide({ pipeline, stage, role, forced, inputs: inputsFrom(stage, decisions), observed })
+  decisions.set(stage.name, decision)
+  switch (decision._tag) {
+    case "Unavailable":
+      return blocked(decision.message)
+    case "Use": {
+      const { key, reasons, record, status } = decision
+      return { ...entry, status, key, from: record.run, reasons, lastSeconds: record.seconds } as StagePlan
+    }
+    case "Run": {
+      const { key, lastSeconds, reasons, resumes } = decision
+      return { ...entry, status: "stale", key, reasons, resumes, lastSeconds } as StagePlan
+    }
+  }
+})
+
+/** The digests that the stages above give; undefined when one of them has no result. */
+const inputsFrom = (stage: ResolvedStage, decisions: ReadonlyMap<string, Decision>) => {
+  const inputs: Record<string, ReadonlyArray<string>> = {}
+  for (const [port, edges] of Object.entries(stage.inputs)) {
+    const digests: Array<string> = []
+    for (const edge of edges) {
+      const decision = decisions.get(edge.stage)
+      const artifact = decision?._tag === "Use" ? decision.artifacts[edge.port] : undefined
+      if (artifact === undefined) return undefined
+      digests.push(artifact.manifest.digest)
+    }
+    inputs[port] = digests
+  }
+  return inputs
+}
+
+/** Its inputs are not known yet. A changed parameter makes it stale all the same. */
+const pending = Effect.fnUntraced(function* (
+  pipeline: ResolvedPipeline,
+  stage: ResolvedStage,
+  roles: Roles,
+  above: string
+) {
+  const last = yield* newestComplete({ pipeline, stage })
+  const { inputs: _, observed: __, ...own } = keyParts(stage.type, stage.params, {}, null)
+  const changes = last === undefined ? [] : compareParts(last.parts, own, stage)
+  const reasons: Array<Reason> = [{ _tag: "Upstream", stage: above }, ...changes]
+  if (roles.forced(stage.name)) reasons.unshift({ _tag: "Forced" })
+  else if (last === undefined) reasons.unshift({ _tag: "NoResult" })
+  const entry: StagePlan = {
+    stage: stage.name,
+    uses: stage.type.name,
+    status: reasons.length > 1 ? "stale" : "pending",
+    key: undefined,
+    from: undefined,
+    reasons,
+    resumes: false,
+    lastSeconds: last?.record.seconds
+  }
+  return entry
+})

@@ -1,5 +1,5 @@
 /** The decoded pipeline: every reference resolved, every value with its origin. What keys, plans and runs work on. */
-import { type Duration, Schema } from "effect"
+import { Duration, Schema } from "effect"
 import { FailureClass, type AnyStageType } from "./StageType.ts"
 
 /** Where a value came from. `place` reads "file:line:column" or "-S base.lr=x". */
@@ -68,4 +68,53 @@ export interface ResolvedPipeline {
   readonly vars: Readonly<Record<string, Schema.Json>>
   /** In topological order. */
   readonly stages: ReadonlyArray<ResolvedStage>
+}
+
+/** pipeline.resolved.json: every parameter and setting with its value and where that came from. */
+export const describeOrigins = (pipeline: ResolvedPipeline): Schema.Json => ({
+  version: 1,
+  name: pipeline.name,
+  profiles: pipeline.profiles,
+  overrides: pipeline.overrides,
+  vars: pipeline.vars,
+  stages: Object.fromEntries(
+    pipeline.stages.map((stage) => [
+      stage.name,
+      {
+        uses: stage.type.name,
+        stageVersion: stage.type.version,
+        in: Object.fromEntries(
+          Object.entries(stage.inputs).map(([port, edges]) => [port, edges.map((edge) => `${edge.stage}.${edge.port}`)])
+        ),
+        after: stage.after,
+        with: withOrigins(stage.params, "with", stage.origins),
+        resources: withOrigins({ ...stage.resources }, "resources", stage.origins),
+        retry: { ...stage.retry, base: Duration.format(stage.retry.base), max: Duration.format(stage.retry.max) },
+        timeout: stage.timeout === undefined ? null : Duration.format(stage.timeout),
+        grace: Duration.format(stage.grace)
+      }
+    ])
+  )
+})
+
+/** The same structure with every leaf as { value, from }. */
+const withOrigins = (value: Schema.Json, path: string, origins: ResolvedStage["origins"]): Schema.Json => {
+  if (Array.isArray(value)) return value.map((item, index) => withOrigins(item, `${path}[${index}]`, origins))
+  if (typeof value === "object" && value !== null) {
+    return Object.fromEntries(
+      Object.entries(value).map(([key, inner]) => [key, withOrigins(inner, `${path}.${key}`, origins)])
+    )
+  }
+  return { value, from: describeOrigin(origins[path] ?? { _tag: "Default" }) }
+}
+
+const describeOrigin = (origin: Origin): string => {
+  switch (origin._tag) {
+    case "Default":
+      return "default"
+    case "Profile":
+      return `${origin.place} (profile ${origin.profile})`
+    default:
+      return origin.place
+  }
 }

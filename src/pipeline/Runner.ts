@@ -1,34 +1,21 @@
-/** Runs a pipeline: decides what is stale, executes it in workers, and publishes what they make. */
-import { Effect, type FileSystem, type Path, Runtime, Schema } from "effect"
+/** Runs a pipeline: one fiber per stage, each waiting for those above it; siblings go on when one fails; everything complete is kept. */
+import { availableParallelism, hostname, totalmem } from "node:os"
+import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, type Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
-import type { ArtifactStore } from "../artifacts/ArtifactStore.ts"
-import type { Executor } from "./Executor.ts"
-import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
-import type { RunEvents, RunStatus, StageOutcome } from "./RunEvent.ts"
-import type { Runs, StorageError } from "./Runs.ts"
-import type { Selection } from "./Selection.ts"
-import type { FailureClass } from "./StageType.ts"
+import { digestOf } from "../artifacts/CanonicalJson.ts"
+import { makeCapacity } from "./Capacity.ts"
+import { observe } from "./Decision.ts"
+import { journalFile, openJournal, timestamp } from "./Journal.ts"
+import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
+import type { RunEvent, RunStatus, StageOutcome } from "./RunEvent.ts"
+import { acquireLock, type Claim } from "./RunLock.ts"
+import { type RunInfo, Runs, storageError, type StorageError } from "./Runs.ts"
+import { resolveSelection, type Roles, type Selection } from "./Selection.ts"
+import { type Outputs, type RunContext, runStage, type StageResult } from "./StageRun.ts"
+import { type FailureClass, StageError } from "./StageType.ts"
 
-/** The command asks for something that the pipeline has not, say an unknown stage in --from-stage. Exit code 2. */
-export class UsageError extends Schema.TaggedError<UsageError>()("UsageError", { message: Schema.String }) {
-  override readonly [Runtime.errorExitCode] = 2
-}
-
-/** Another process writes this run. Exit code 5. */
-export class LockHeld extends Schema.TaggedError<LockHeld>()("LockHeld", {
-  what: Schema.String,
-  pid: Schema.Int,
-  host: Schema.String,
-  since: Schema.String
-}) {
-  override readonly [Runtime.errorExitCode] = 5
-  override get message(): string {
-    return (
-      `${this.what} is being written by process ${this.pid} on ${this.host} since ${this.since}. ` +
-      "Next: wait for it (tinyllama status shows how far it is), or stop it with Ctrl-C where it runs; what is complete is kept."
-    )
-  }
-}
+export { LockHeld } from "./RunLock.ts"
+export { UsageError } from "./Selection.ts"
 
 export interface RunOptions extends Selection {
   /** Cores to share among stages that run at the same time; all of the machine's by default. */
@@ -45,7 +32,7 @@ export interface StageSummary {
   readonly outcome: StageOutcome
   readonly seconds: number
   readonly attempts: number
-  readonly outputs: Readonly<Record<string, ArtifactHandle>>
+  readonly outputs: Outputs
   readonly failure?: { readonly failure: FailureClass; readonly message: string; readonly next: string }
 }
 
@@ -60,18 +47,311 @@ export interface RunSummary {
   readonly warnings: ReadonlyArray<string>
 }
 
-export type RunError = UsageError | LockHeld | StorageError
-
 /** 0 complete, 1 failed, 75 preempted. Errors carry theirs as Runtime.errorExitCode. */
 export const exitCodeOf = (summary: RunSummary): number =>
   summary.status === "complete" ? 0 : summary.status === "failed" ? 1 : 75
 
 /** A failed stage is no failure of this effect: read `status`. */
-export const run: (
+export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, options: RunOptions = {}) {
+  const roles = yield* Effect.fromResult(resolveSelection(pipeline, options))
+  return yield* execute(pipeline, options, roles, yield* openRun(pipeline, options))
+}, Effect.scoped)
+
+/**
+ * The run folder, locked until the scope closes: the latest run of this very file if it did not finish, else a new one. A file that was edited
+ * since gets a new folder, so that a run stays the record of one pipeline; what is complete is taken from the store either way.
+ */
+const openRun = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, options: RunOptions) {
+  const runs = yield* Runs
+  const latest = options.fresh === true ? undefined : yield* unfinished(pipeline)
+  const found = latest ?? (yield* runs.create(pipeline))
+  const lock = yield* acquireLock(runs.lockPath(found), `run ${found.id}`).pipe(
+    Effect.catchTag("PlatformError", (error) => Effect.fail(storageError(found.folder)(error)))
+  )
+  const digest = digestOf({
+    from: options.fromStage ?? null,
+    to: options.toStage ?? null,
+    only: options.only ?? [],
+    force: options.force ?? []
+  })
+  const since = found.selection?.digest === digest ? found.selection.since : yield* timestamp
+  const { finishedAt: _, ...open } = found
+  const info = yield* runs.update(open, { status: "running", selection: { digest, since } })
+  const opened: OpenRun = {
+    info: { ...info, abandoned: false },
+    continued: latest !== undefined,
+    takenOver: lock.takenOver
+  }
+  return opened
+})
+
+interface OpenRun {
+  readonly info: RunInfo
+  readonly continued: boolean
+  /** Runners that had this run and ended without finishing it. */
+  readonly takenOver: ReadonlyArray<Claim>
+}
+
+const unfinished = Effect.fnUntraced(function* (pipeline: ResolvedPipeline) {
+  const runs = yield* Runs
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const file = path.resolve(pipeline.file)
+  const latest = (yield* runs.list).find((run) => run.file === file && run.pipeline === pipeline.name)
+  if (latest === undefined || latest.status === "complete") return undefined
+  const text = yield* Effect.orElseSucceed(
+    fs.readFileString(path.join(latest.folder, "pipeline.yaml")),
+    () => undefined
+  )
+  const same =
+    text === pipeline.text &&
+    JSON.stringify([latest.profiles, latest.overrides]) === JSON.stringify([pipeline.profiles, pipeline.overrides])
+  return same ? latest : undefined
+})
+
+const execute = Effect.fnUntraced(function* (
   pipeline: ResolvedPipeline,
-  options?: RunOptions
-) => Effect.Effect<
-  RunSummary,
-  RunError,
-  FileSystem.FileSystem | Path.Path | ArtifactStore | Runs | RunEvents | Executor
-> = () => Effect.die(new Error("first typed version"))
+  options: RunOptions,
+  roles: Roles,
+  { continued, info, takenOver }: OpenRun
+) {
+  const runs = yield* Runs
+  const path = yield* Path.Path
+  const began = yield* Clock.currentTimeMillis
+  const journalPath = path.join(info.folder, journalFile)
+  const journal = yield* openJournal(journalPath).pipe(
+    Effect.catchTag("PlatformError", (error) => Effect.fail(storageError(journalPath)(error)))
+  )
+  const warnings: Array<string> = []
+  const emit = (event: RunEvent) => {
+    if (event._tag === "Warning")
+      warnings.push(event.stage === undefined ? event.line : `${event.stage}: ${event.line}`)
+    return journal.emit(event)
+  }
+  const stages = pipeline.stages.filter((stage) => roles.of(stage.name) !== "excluded")
+  yield* emit({
+    _tag: "RunStarted",
+    at: yield* timestamp,
+    run: info.id,
+    pipeline: pipeline.name,
+    file: pipeline.file,
+    host: hostname(),
+    pid: process.pid,
+    continued,
+    stages: stages.map((stage) => stage.name)
+  })
+  for (const dead of takenOver) {
+    const line = `takes over from process ${dead.pid} on ${dead.host}, which ended without finishing`
+    yield* emit({ _tag: "Warning", at: yield* timestamp, line })
+  }
+  const stopRequested = yield* Deferred.make<void>()
+  if (options.stop !== undefined)
+    yield* Effect.forkScoped(Effect.andThen(options.stop, Deferred.succeed(stopRequested, undefined)))
+  const context: RunContext = {
+    pipeline,
+    run: info,
+    emit,
+    capacity: yield* makeCapacity({ cpus: options.cpus ?? availableParallelism(), memory: totalmem(), gpus: 0 }),
+    stop: Deferred.await(stopRequested),
+    stopping: Deferred.isDone(stopRequested),
+    forcedSince: info.selection?.since ?? info.createdAt
+  }
+  const finish = Effect.fnUntraced(function* (status: RunStatus) {
+    const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000
+    yield* emit({ _tag: "RunFinished", at: yield* timestamp, run: info.id, status, seconds })
+    yield* runs.update(info, { status, finishedAt: yield* timestamp })
+    return seconds
+  })
+  const summaries = yield* runStages(context, stages, roles).pipe(
+    Effect.onInterrupt(() => Effect.ignore(finish("preempted")))
+  )
+  const status = statusOf(summaries)
+  const summary: RunSummary = {
+    run: info.id,
+    folder: info.folder,
+    status,
+    seconds: yield* finish(status),
+    stages: summaries,
+    warnings
+  }
+  return summary
+})
+
+const statusOf = (summaries: ReadonlyArray<StageSummary>): RunStatus =>
+  summaries.some(({ outcome }) => outcome === "preempted")
+    ? "preempted"
+    : summaries.some(({ outcome }) => outcome === "failed")
+      ? "failed"
+      : "complete"
+
+/** What became of a stage, for those below it. */
+interface Settled {
+  readonly summary: StageSummary
+  readonly result: StageResult | undefined
+}
+
+const runStages = Effect.fnUntraced(function* (
+  context: RunContext,
+  stages: ReadonlyArray<ResolvedStage>,
+  roles: Roles
+) {
+  const observed = yield* observeAll(context.pipeline, stages)
+  const settled = new Map(stages.map((stage) => [stage.name, Deferred.makeUnsafe<Settled>()]))
+  const settledOf = (names: ReadonlyArray<string>) =>
+    Effect.forEach(names, (name) => {
+      const deferred = settled.get(name)
+      return deferred === undefined
+        ? Effect.succeed([])
+        : Effect.map(Deferred.await(deferred), (one) => [[name, one] as const])
+    }).pipe(Effect.map((pairs) => new Map(pairs.flat())))
+
+  const settle = Effect.fnUntraced(function* (stage: ResolvedStage) {
+    const above = yield* settledOf(stage.needs)
+    const began = yield* Clock.currentTimeMillis
+    const forced = roles.forced(stage.name)
+    const role = roles.of(stage.name) === "run" ? "run" : "reuse"
+    const obstacle = role === "run" ? obstacleAbove(stage, above) : undefined
+    const result =
+      obstacle ??
+      (yield* runStage(context, {
+        stage,
+        role,
+        forced,
+        inputs: inputsFrom(stage, above),
+        observed: observed.get(stage.name) ?? Result.succeed(null)
+      }).pipe(Effect.catchCause((cause) => failed(context, stage, cause))))
+    const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000
+    const summary = summarize(stage, result, result._tag === "Done" || result._tag === "Failed" ? seconds : 0)
+    yield* announce(context, summary, result)
+    return { summary, result: result._tag === "Skipped" ? undefined : result } as Settled
+  })
+  yield* Effect.forEach(
+    stages,
+    (stage) => {
+      const deferred = settled.get(stage.name)
+      return deferred === undefined ? Effect.void : Deferred.into(settle(stage), deferred)
+    },
+    { concurrency: "unbounded", discard: true }
+  )
+  const all = yield* settledOf(stages.map((stage) => stage.name))
+  return Array.from(all.values(), ({ summary }) => summary)
+})
+
+/** Before anything runs: what stages read from outside, so that a missing file is known at once. */
+const observeAll = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, stages: ReadonlyArray<ResolvedStage>) {
+  const results = yield* Effect.forEach(
+    stages,
+    (stage) => Effect.map(Effect.result(observe(pipeline, stage)), (result) => [stage.name, result] as const),
+    { concurrency: 4 }
+  )
+  return new Map<string, Result.Result<Schema.Json, StageError>>(results)
+})
+
+interface Skipped {
+  readonly _tag: "Skipped"
+  readonly message: string
+}
+
+/** Why a stage that should run cannot: something above failed, was skipped or stopped. */
+const obstacleAbove = (
+  stage: ResolvedStage,
+  above: ReadonlyMap<string, Settled>
+): Skipped | StageResult | undefined => {
+  for (const [name, { result, summary }] of above) {
+    if (summary.outcome === "preempted") return { _tag: "Skipped", message: `the run stopped in ${name}` }
+    if (
+      result?._tag === "Unavailable" &&
+      Object.values(stage.inputs)
+        .flat()
+        .some((edge) => edge.stage === name)
+    ) {
+      const error = new StageError({
+        failure: "invalid-input",
+        message: `${stage.name} needs ${name}, which is not selected and has no complete result`,
+        next: result.message.replace(/^.*Next: /su, "")
+      })
+      return { _tag: "Failed", error, attempts: 0 }
+    }
+    if (summary.outcome === "failed" || (summary.outcome === "skipped" && result?._tag !== "Unavailable")) {
+      return { _tag: "Skipped", message: `${name} ${summary.outcome === "failed" ? "failed" : "was skipped"}` }
+    }
+  }
+  return undefined
+}
+
+/** The artifacts that the stages above gave; undefined when one gave none. */
+const inputsFrom = (stage: ResolvedStage, above: ReadonlyMap<string, Settled>) => {
+  const inputs: Record<string, ReadonlyArray<ArtifactHandle>> = {}
+  for (const [port, edges] of Object.entries(stage.inputs)) {
+    const handles = edges.flatMap((edge) => above.get(edge.stage)?.summary.outputs[edge.port] ?? [])
+    if (handles.length < edges.length) return undefined
+    inputs[port] = handles
+  }
+  return inputs
+}
+
+/** Failures outside an attempt (storage, a defect of the runner) fail their stage alone. */
+const failed = Effect.fnUntraced(function* (
+  context: RunContext,
+  stage: ResolvedStage,
+  cause: Cause.Cause<StageError | StorageError | { readonly _tag: string; readonly message: string }>
+) {
+  if (Cause.hasInterruptsOnly(cause)) return yield* Effect.interrupt
+  const reason = Cause.squash(cause)
+  const error = reason instanceof StageError ? reason : internal(reason, Cause.pretty(cause))
+  const { failure, message, next } = error
+  yield* context.emit({
+    _tag: "AttemptFailed",
+    at: yield* timestamp,
+    stage: stage.name,
+    attempt: 0,
+    failure,
+    message,
+    next
+  })
+  return { _tag: "Failed", error, attempts: 0 } as StageResult
+})
+
+const internal = (reason: unknown, pretty: string): StageError => {
+  const next = "run again; if it comes back, please report it"
+  const message = reason instanceof Error && "next" in reason ? reason.message : `a defect of the runner: ${pretty}`
+  return new StageError({ failure: "internal", message, next })
+}
+
+const summarize = (stage: ResolvedStage, result: StageResult | Skipped, seconds: number): StageSummary => {
+  const base = {
+    stage: stage.name,
+    uses: stage.type.name,
+    seconds,
+    attempts: "attempts" in result ? result.attempts : 0
+  }
+  switch (result._tag) {
+    case "Cached":
+      return { ...base, outcome: "cached", outputs: result.outputs }
+    case "Done":
+      return { ...base, outcome: "done", outputs: result.outputs }
+    case "Failed": {
+      const { failure, message, next } = result.error
+      return { ...base, outcome: "failed", outputs: {}, failure: { failure, message, next } }
+    }
+    case "Preempted":
+      return { ...base, outcome: "preempted", outputs: {} }
+    default:
+      return { ...base, outcome: "skipped", outputs: {} }
+  }
+}
+
+const announce = Effect.fnUntraced(function* (
+  context: RunContext,
+  summary: StageSummary,
+  result: StageResult | Skipped
+) {
+  const said =
+    summary.failure !== undefined
+      ? { message: summary.failure.message, next: summary.failure.next }
+      : "message" in result
+        ? { message: result.message }
+        : {}
+  const { outcome, seconds, stage } = summary
+  yield* context.emit({ _tag: "StageFinished", at: yield* timestamp, stage, outcome, seconds, ...said })
+})

@@ -1,0 +1,60 @@
+/** Shares the machine among stages that run at the same time: cores, memory, GPUs, each a semaphore. */
+import { Effect, Semaphore } from "effect"
+import type { Resources } from "./ResolvedPipeline.ts"
+import { StageError } from "./StageType.ts"
+
+export interface Machine {
+  readonly cpus: number
+  /** Bytes. */
+  readonly memory: number
+  readonly gpus: number
+}
+
+export interface Grant {
+  readonly cpus: number
+}
+
+export interface Capacity {
+  /** Waits for what the stage asks and holds it while `use` runs. More cores than there are means all; more memory or GPUs fails. */
+  readonly withResources: <A, E, R>(
+    asked: Resources,
+    use: (grant: Grant) => Effect.Effect<A, E, R>
+  ) => Effect.Effect<A, E | StageError, R>
+}
+
+const mebibyte = 2 ** 20
+
+export const makeCapacity = Effect.fn("makeCapacity")(function* (machine: Machine) {
+  const memory = Math.floor(machine.memory / mebibyte)
+  const cpuPermits = yield* Semaphore.make(machine.cpus)
+  const memoryPermits = yield* Semaphore.make(memory)
+  const gpuPermits = yield* Semaphore.make(machine.gpus)
+  const capacity: Capacity = {
+    withResources: (asked, use) => {
+      const cpus = asked.cpus === "all" ? machine.cpus : Math.min(asked.cpus, machine.cpus)
+      const mebibytes = Math.ceil((asked.memory ?? 0) / mebibyte)
+      if (mebibytes > memory) {
+        return impossible(`asks for ${mebibytes} MiB of memory; this machine has ${memory} MiB`, "resources.memory")
+      }
+      if (asked.gpus > machine.gpus) {
+        return impossible(`asks for ${asked.gpus} GPUs; ${machine.gpus} can be used here`, "resources.gpus")
+      }
+      // Always taken in this order, so that two stages never wait for each other.
+      return use({ cpus }).pipe(
+        gpuPermits.withPermits(asked.gpus),
+        memoryPermits.withPermits(mebibytes),
+        cpuPermits.withPermits(cpus)
+      )
+    }
+  }
+  return capacity
+})
+
+const impossible = (message: string, field: string) =>
+  Effect.fail(
+    new StageError({
+      failure: "invalid-input",
+      message,
+      next: `lower ${field} in the file, or run on a larger machine`
+    })
+  )

@@ -1,0 +1,31 @@
+/** Durations and sizes as the pipeline file writes them. */
+import { Duration } from "effect"
+
+const millisPer: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+const bytesPer: Readonly<Record<string, number>> = {
+  B: 1,
+  KB: 1e3,
+  MB: 1e6,
+  GB: 1e9,
+  TB: 1e12,
+  KiB: 2 ** 10,
+  MiB: 2 ** 20,
+  GiB: 2 ** 30,
+  TiB: 2 ** 40
+}
+
+export const durationForm = 'a duration such as "30s", "10m" or "48h"'
+/** "500ms", "30s", "10m", "1.5h", "2d". */
+export const parseDuration = (text: string): Duration.Duration | undefined => {
+  const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$/u.exec(text.trim())
+  const millis = Number(match?.[1]) * (millisPer[match?.[2] ?? ""] ?? Number.NaN)
+  return Number.isFinite(millis) ? Duration.millis(millis) : undefined
+}
+
+export const bytesForm = 'a size such as "512MB" or "4GiB"'
+/** "512MB", "4GiB"; a plain number counts bytes. */
+export const parseBytes = (value: string | number): number | undefined => {
+  const match = /^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?$/u.exec(String(value).trim())
+  const bytes = Number(match?.[1]) * (bytesPer[match?.[2] ?? "B"] ?? Number.NaN)
+  return Number.isFinite(bytes) ? Math.round(bytes) : undefined
+}

@@ -1,0 +1,240 @@
+/**
+ * One writer at a time, without trusting that processes end well. A contender writes a claim file of its own, `<prefix>.<token>.lock`, under a
+ * name that no other uses, then looks at the claims of others: of two contenders at least the later one sees the other and withdraws. So there
+ * is no moment at which a dead holder's file has to be swapped for ours, and dead claims can be removed by anyone at any time. A holder is dead
+ * when its process is gone (or the pid now belongs to a process with another start time); one on another machine, or in another container,
+ * when its heartbeat stopped.
+ */
+import { hostname } from "node:os"
+import { randomBytes } from "node:crypto"
+import { readFileSync, readlinkSync } from "node:fs"
+import { Clock, Effect, FileSystem, Option, Path, type PlatformError, Random, Runtime, Schedule, Schema } from "effect"
+import { writeFileAtomic } from "../artifacts/DurableFile.ts"
+import { timestamp } from "./Journal.ts"
+
+const heartbeatMillis = 2000
+/** A holder elsewhere that gave no sign for this long is dead. */
+const silenceMillis = 30_000
+
+const ProcessId = Schema.Struct({
+  pid: Schema.Int,
+  /** Clock ticks from boot to the process's start, from /proc; null where there is no /proc. */
+  start: Schema.NullOr(Schema.String)
+})
+
+export const Claim = Schema.Struct({
+  version: Schema.Literal(1),
+  token: Schema.String,
+  ...ProcessId.fields,
+  host: Schema.String,
+  /** Equal for processes that can see each other's pids: boot id and pid namespace. */
+  machine: Schema.String,
+  /** ISO 8601. */
+  since: Schema.String,
+  /** claiming: still looking for others; held: the claim won. */
+  state: Schema.Literals(["claiming", "held"]),
+  /** A worker that writes on the holder's behalf; whoever takes over ends it first. */
+  worker: Schema.optionalKey(ProcessId)
+})
+export type Claim = typeof Claim.Type
+
+const decodeClaim = Schema.decodeEffect(Schema.fromJsonString(Claim))
+
+/** Another process writes here. Exit code 5. */
+export class LockHeld extends Schema.TaggedError<LockHeld>()("LockHeld", {
+  what: Schema.String,
+  pid: Schema.Int,
+  host: Schema.String,
+  since: Schema.String
+}) {
+  override readonly [Runtime.errorExitCode] = 5
+  override get message(): string {
+    return (
+      `${this.what} is being written by process ${this.pid} on ${this.host} since ${this.since}. ` +
+      "Next: wait for it (tinyllama status shows how far it is), or stop it with Ctrl-C where it runs; what is complete is kept."
+    )
+  }
+}
+
+export interface Lock {
+  /** Dead holders whose claims were removed. */
+  readonly takenOver: ReadonlyArray<Claim>
+  /** Names the process that writes on our behalf. */
+  readonly setWorker: (pid: number) => Effect.Effect<void>
+}
+
+/** Takes the lock until the scope closes, or fails at once with the live holder. */
+export const acquireLock = Effect.fn("acquireLock")(function* (prefix: string, what: string) {
+  const fs = yield* FileSystem.FileSystem
+  const services = yield* Effect.context<FileSystem.FileSystem | Path.Path>()
+  const token = randomBytes(8).toString("hex")
+  const file = `${prefix}.${token}.lock`
+  const claim: Claim = {
+    version: 1,
+    token,
+    ...identify(process.pid),
+    host: hostname(),
+    machine: machineId(),
+    since: yield* timestamp,
+    state: "claiming"
+  }
+  const save = (next: Claim) => writeFileAtomic(file, `${JSON.stringify(next)}\n`)
+  const withdraw = Effect.ignore(fs.remove(file, { force: true }))
+
+  yield* Effect.acquireRelease(save(claim), () => withdraw)
+  const takenOver = yield* contend(prefix, what, token, withdraw, save(claim)).pipe(Effect.onError(() => withdraw))
+  yield* save({ ...claim, state: "held" })
+  yield* beat(file).pipe(Effect.repeat(Schedule.spaced(heartbeatMillis)), Effect.forkScoped)
+  const lock: Lock = {
+    takenOver,
+    setWorker: (pid) =>
+      Effect.ignore(Effect.provideContext(save({ ...claim, state: "held", worker: identify(pid) }), services))
+  }
+  return lock
+})
+
+/** Returns once no other live claim is there; removes dead ones on the way and returns them. */
+const contend = Effect.fnUntraced(function* (
+  prefix: string,
+  what: string,
+  token: string,
+  withdraw: Effect.Effect<void>,
+  claimAgain: Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem | Path.Path>
+) {
+  const fs = yield* FileSystem.FileSystem
+  const dead = new Map<string, Claim>()
+  for (;;) {
+    const others = (yield* readClaims(prefix)).filter((other) => other.claim.token !== token)
+    const live: Array<Claim> = []
+    for (const other of others) {
+      if (yield* isAlive(other)) live.push(other.claim)
+      else {
+        yield* endWorker(other.claim)
+        yield* Effect.ignore(fs.remove(other.file, { force: true }))
+        if (other.claim.state === "held") dead.set(other.claim.token, other.claim)
+      }
+    }
+    const holder = live.find((other) => other.state === "held")
+    if (holder !== undefined) {
+      return yield* new LockHeld({ what, pid: holder.pid, host: holder.host, since: holder.since })
+    }
+    if (live.length === 0) return Array.from(dead.values())
+    // Another contender at the same moment: both withdraw and come back at different times.
+    yield* withdraw
+    yield* Effect.sleep(20 + 80 * (yield* Random.next))
+    yield* claimAgain
+  }
+})
+
+/** As acquireLock, but waits for a live holder; `onWait` runs once, before the first wait. */
+export const awaitLock = (prefix: string, what: string, onWait: (holder: LockHeld) => Effect.Effect<void>) =>
+  Effect.suspend(() => {
+    let told = false
+    return acquireLock(prefix, what).pipe(
+      Effect.tapError((error) => {
+        if (error._tag !== "LockHeld" || told) return Effect.void
+        told = true
+        return onWait(error)
+      }),
+      Effect.retry({ schedule: Schedule.spaced("500 millis"), while: (error) => error._tag === "LockHeld" })
+    )
+  })
+
+/** The live holder, if there is one. */
+export const lockHolder = Effect.fn("lockHolder")(function* (prefix: string) {
+  for (const found of yield* readClaims(prefix))
+    if (found.claim.state === "held" && (yield* isAlive(found))) return found.claim
+  return undefined
+})
+
+interface FoundClaim {
+  readonly file: string
+  readonly claim: Claim
+  /** Milliseconds since the epoch. */
+  readonly heartbeat: number
+}
+
+const readClaims = Effect.fnUntraced(function* (prefix: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const folder = path.dirname(prefix)
+  const start = `${path.basename(prefix)}.`
+  const names = yield* fs.readDirectory(folder).pipe(
+    Effect.catchIf(
+      (error) => error.reason._tag === "NotFound",
+      () => Effect.succeed([])
+    )
+  )
+  const found: Array<FoundClaim> = []
+  for (const name of names.filter((name) => name.startsWith(start) && name.endsWith(".lock"))) {
+    const file = path.join(folder, name)
+    // A claim that vanishes or does not decode was withdrawn, or never got past its first write.
+    const claim = yield* Effect.option(Effect.flatMap(fs.readFileString(file), decodeClaim))
+    const info = yield* Effect.option(fs.stat(file))
+    if (Option.isNone(claim) || Option.isNone(info)) continue
+    found.push({ file, claim: claim.value, heartbeat: Option.getOrUndefined(info.value.mtime)?.getTime() ?? 0 })
+  }
+  return found
+})
+
+const isAlive = ({ claim, heartbeat }: FoundClaim): Effect.Effect<boolean> =>
+  claim.machine === machineId()
+    ? Effect.sync(() => processRuns(claim))
+    : Effect.map(Clock.currentTimeMillis, (now) => now - heartbeat < silenceMillis)
+
+/** Ends the worker of a dead holder, so that it cannot write beside its successor's. */
+const endWorker = Effect.fnUntraced(function* (claim: Claim) {
+  const { worker } = claim
+  if (worker === undefined || claim.machine !== machineId()) return
+  while (processRuns(worker)) {
+    yield* Effect.sync(() => killQuietly(worker.pid))
+    yield* Effect.sleep(10)
+  }
+})
+
+const killQuietly = (pid: number): void => {
+  try {
+    process.kill(pid, "SIGKILL")
+  } catch {
+    // It ended by itself in between, which is all we want.
+  }
+}
+
+const beat = (file: string): Effect.Effect<void, never, FileSystem.FileSystem> =>
+  Effect.gen(function* () {
+    const fs = yield* FileSystem.FileSystem
+    const now = new Date(yield* Clock.currentTimeMillis)
+    yield* Effect.ignore(fs.utimes(file, now, now))
+  })
+
+const identify = (pid: number): typeof ProcessId.Type => ({ pid, start: startOf(pid) })
+
+/** Field 22 of /proc/<pid>/stat; the name in field 2 may hold spaces and parentheses, so count from its end. */
+const startOf = (pid: number): string | null => {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8")
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
+    // A zombie has ended: its parent has only not asked for it yet.
+    return fields[0] === "Z" ? null : (fields[19] ?? null)
+  } catch {
+    return null
+  }
+}
+
+const processRuns = (known: typeof ProcessId.Type): boolean => {
+  if (known.start !== null) return startOf(known.pid) === known.start
+  try {
+    process.kill(known.pid, 0)
+    return true
+  } catch (error) {
+    return error instanceof Error && "code" in error && error.code === "EPERM"
+  }
+}
+
+const machineId = (): string => {
+  try {
+    return `${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()} ${readlinkSync("/proc/self/ns/pid")}`
+  } catch {
+    return hostname()
+  }
+}

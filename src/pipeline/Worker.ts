@@ -1,0 +1,147 @@
+/**
+ * The inside of a worker process: reads the job, runs the stage, says on fd 3 what happens. It ends at once when its runner is gone, so that
+ * nothing writes into a work folder that another runner may have taken over.
+ */
+import { readFileSync, writeSync } from "node:fs"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as NodePath from "@effect/platform-node/NodePath"
+import { Cause, Effect, Exit, Layer, Schema } from "effect"
+import * as FetchHttpClient from "effect/http/FetchHttpClient"
+import type { ArtifactHandle } from "../artifacts/Artifact.ts"
+import { Job, WorkerEvent } from "./Executor.ts"
+import { decodeParams } from "./Parameters.ts"
+import { StageRegistry } from "./StageRegistry.ts"
+import { type AnyStageType, Preempted, type Progress, type StageContext, StageError } from "./StageType.ts"
+
+/** Readings closer together than this are dropped, the last one never. */
+const progressIntervalMillis = 100
+
+const decodeJob = Schema.decodeUnknownEffect(Schema.fromJsonString(Job))
+const encodeEvent = Schema.encodeSync(Schema.fromJsonString(WorkerEvent))
+
+/** `node worker.ts job.json` repeats an attempt by hand: its events go to stdout, and stdin does not matter. */
+export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
+  const [jobFile = "", events] = process.argv.slice(2)
+  const underRunner = events === "--events=3"
+  const emit = underRunner ? emitTo(3) : emitTo(1)
+  if (underRunner) endWithRunner()
+  const stop = { requested: false }
+  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => (stop.requested = true))
+
+  const services = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer, FetchHttpClient.layer, registry)
+  const attempt = runJob(jobFile, emit, () => stop.requested).pipe(Effect.provide(services))
+  Effect.runFork(attempt).addObserver((exit) => {
+    emit(finalEvent(exit))
+    process.exit(0)
+  })
+}
+
+const runJob = Effect.fn("runJob")(function* (
+  jobFile: string,
+  emit: (event: WorkerEvent) => void,
+  stopRequested: () => boolean
+) {
+  const job = yield* Effect.try(() => readFileSync(jobFile, "utf8")).pipe(Effect.flatMap(decodeJob), Effect.orDie)
+  const registry = yield* StageRegistry
+  const type = yield* registry.load(job.type)
+  if (type === undefined) return yield* Effect.die(new Error(`no stage type "${job.type}" in this worker`))
+  const params = yield* Effect.orDie(decodeParams(type, job.params))
+  const context: StageContext<typeof params, Readonly<Record<string, ArtifactHandle>>> = {
+    stage: job.stage,
+    params,
+    inputs: inputsOf(type, job),
+    output: (port) => {
+      const folder = job.outputs[port]
+      if (folder === undefined) throw new Error(`stage type ${type.name} has no output port "${port}"`)
+      return folder
+    },
+    work: job.work,
+    baseDirectory: job.baseDirectory,
+    threads: job.threads,
+    progress: throttled((reading) =>
+      emit({
+        _tag: "Progress",
+        done: reading.done,
+        total: reading.total,
+        unit: reading.unit,
+        metrics: finite(reading.metrics)
+      })
+    ),
+    log: (line) => emit({ _tag: "Log", line }),
+    warn: (line) => emit({ _tag: "Warning", line }),
+    stopRequested
+  }
+  return yield* type.run(context)
+})
+
+/** Ports as `run` expects them: a list for `many`, undefined for an absent optional one, else the handle. */
+const inputsOf = (type: AnyStageType, job: Job): Readonly<Record<string, ArtifactHandle>> =>
+  Object.fromEntries(
+    Object.entries(type.inputs).map(([name, port]) => {
+      const handles = job.inputs[name] ?? []
+      return [name, port.many ? handles : handles[0]]
+    })
+    // The port's own definition decides the shape, and only the stage type knows it statically.
+  ) as Readonly<Record<string, ArtifactHandle>>
+
+const throttled = (show: (reading: Progress) => void) => {
+  let last = Number.NEGATIVE_INFINITY
+  return (reading: Progress): void => {
+    const now = performance.now()
+    if (now - last < progressIntervalMillis && reading.done < reading.total) return
+    last = now
+    show(reading)
+  }
+}
+
+/** JSON knows no NaN and no infinity; null stands for them. */
+const finite = (metrics: Progress["metrics"]): Readonly<Record<string, number | null>> =>
+  Object.fromEntries(
+    Object.entries(metrics ?? {}).map(([name, value]) => [name, Number.isFinite(value) ? value : null])
+  )
+
+const finalEvent = (
+  exit: Exit.Exit<Readonly<Record<string, Readonly<Record<string, Schema.Json>>>>, unknown>
+): WorkerEvent => {
+  if (Exit.isSuccess(exit)) return { _tag: "Completed", facts: exit.value }
+  const error = Cause.squash(exit.cause)
+  if (error instanceof StageError) {
+    return { _tag: "Failed", failure: error.failure, message: error.message, next: error.next }
+  }
+  if (error instanceof Preempted) return { _tag: "Preempted", message: error.message }
+  process.stderr.write(`${Cause.pretty(exit.cause)}\n`)
+  return {
+    _tag: "Failed",
+    failure: "internal",
+    message: `a defect: ${error instanceof Error ? error.message : String(error)}`,
+    next: "the stack is in the attempt's stderr.log; please report it"
+  }
+}
+
+/** Whole lines, also when the pipe is full for a moment. An event that nobody can read any more ends the worker. */
+const emitTo =
+  (fd: number) =>
+  (event: WorkerEvent): void => {
+    const bytes = Buffer.from(`${encodeEvent(event)}\n`)
+    for (let offset = 0; offset < bytes.length;) {
+      try {
+        offset += writeSync(fd, bytes, offset)
+      } catch (error) {
+        if (error instanceof Error && "code" in error && error.code === "EAGAIN") continue
+        endNow()
+      }
+    }
+  }
+
+const endNow = (): void => {
+  process.kill(process.pid, "SIGKILL")
+}
+
+/** The runner holds our stdin open and never writes: its end is the runner's. */
+const endWithRunner = (): void => {
+  process.stdin.on("end", endNow)
+  process.stdin.on("error", endNow)
+  process.stdin.resume()
+  // Watching must not keep a finished worker alive.
+  if ("unref" in process.stdin && typeof process.stdin.unref === "function") process.stdin.unref()
+}

@@ -1,0 +1,19 @@
+/** The stage types by name. Each module is loaded when a pipeline uses it, so that a worker starts with its own stage only. */
+import { Effect, Layer } from "effect"
+import { StageRegistry } from "../pipeline/StageRegistry.ts"
+import type { AnyStageType } from "../pipeline/StageType.ts"
+
+const stages: Readonly<Record<string, () => Promise<AnyStageType>>> = {
+  download: async () => (await import("./Download.ts")).downloadStage,
+  pack: async () => (await import("./Pack.ts")).packStage,
+  pretrain: async () => (await import("./Pretrain.ts")).pretrainStage,
+  sft: async () => (await import("./Sft.ts")).sftStage
+}
+
+export const layer = Layer.succeed(StageRegistry, {
+  names: Object.keys(stages),
+  load: (name) => {
+    const load = Object.hasOwn(stages, name) ? stages[name] : undefined
+    return load === undefined ? Effect.succeed(undefined) : Effect.promise(load)
+  }
+})
