@@ -85,7 +85,7 @@ const publish = Effect.fnUntraced(
       yield* fs.makeDirectory(target, { recursive: true })
       for (const name of yield* fs.readDirectory(checkpoint)) {
         const [from, to] = [path.join(checkpoint, name), path.join(target, name)]
-        yield* Effect.catch(fs.link(from, to), () => fs.copyFile(from, to))
+        yield* fs.link(from, to).pipe(Effect.catch(() => fs.copyFile(from, to)))
       }
     }
     yield* fs.copyFile(outcome.metricsPath, path.join(folder, "metrics.jsonl"))

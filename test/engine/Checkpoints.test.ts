@@ -130,7 +130,7 @@ describe("Checkpoints", () => {
       yield* fs.rename(`${root}/step-00000004`, `${root}/.replaced-step-00000004`)
       yield* fs.makeDirectory(`${root}/.draft-step-00000004`)
       yield* fs.writeFileString(`${root}/.draft-step-00000004/weights.safetensors`, "half")
-      const restored = yield* Checkpoints.restoreNewest(root, model, assert.fail)
+      const restored = yield* Checkpoints.restoreNewest(root, model, (line) => assert.fail(line))
       assert.strictEqual(restored?.state.step, 4)
       assert.deepStrictEqual(yield* fs.readDirectory(root), ["step-00000004"])
     })

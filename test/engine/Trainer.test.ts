@@ -199,8 +199,8 @@ describe("train", () => {
       const error = outcome._tag === "Failure" ? outcome.failure : undefined
       assert.instanceOf(error, StageError)
       assert.strictEqual(error?._tag === "StageError" && error.failure, "diverged")
-      assert.match(error!.message, /training diverged at step 2 of 12: the loss is /u)
-      assert.include(error!.message, join(work, "checkpoints", "step-00000001"))
+      assert.match(error?.message ?? "", /training diverged at step 2 of 12: the loss is /u)
+      assert.include(error?.message, join(work, "checkpoints", "step-00000001"))
       assert.strictEqual(error?._tag === "StageError" && error.next, "lower lr.peak")
     })
   )
