@@ -80,6 +80,8 @@ export const scoreSequences = Effect.fn("scoreSequences")(function* <E, R>(optio
   readonly score: (batch: Batch) => Effect.Effect<Scores, E, R>
   /** After each batch, and once for all that the log held: how many rows were added, and the tokens that went through the model. */
   readonly onScored: (rows: number, tokens: number, fromLog: boolean) => void
+  /** Runs after each batch: progress that needs a clock. */
+  readonly afterBatch: Effect.Effect<void>
   readonly stopRequested: () => boolean
 }) {
   const fs = yield* FileSystem.FileSystem
@@ -115,6 +117,7 @@ export const scoreSequences = Effect.fn("scoreSequences")(function* <E, R>(optio
     const line = JSON.stringify({ batch: index, results: scored.map(({ sum, greedy }) => [sum, greedy]) })
     yield* fs.writeFileString(options.log, line + "\n", { flag: "a" })
     options.onScored(rows.length, batch.batch * batch.length, false)
+    yield* options.afterBatch
   }
   return results.flatMap((result) => result ?? [])
 })

@@ -7,7 +7,8 @@ const stages: Readonly<Record<string, () => Promise<AnyStageType>>> = {
   download: async () => (await import("./Download.ts")).downloadStage,
   pack: async () => (await import("./Pack.ts")).packStage,
   pretrain: async () => (await import("./Pretrain.ts")).pretrainStage,
-  sft: async () => (await import("./Sft.ts")).sftStage
+  sft: async () => (await import("./Sft.ts")).sftStage,
+  eval: async () => (await import("./Eval.ts")).evalStage
 }
 
 export const layer = Layer.succeed(StageRegistry, {

@@ -139,6 +139,7 @@ layer(NodeServices.layer)("scoreSequences", (it) => {
       log,
       score: (batch) => Effect.sync(() => (calls.push(batch.batch), scoreBigram(batch))),
       onScored: () => {},
+      afterBatch: Effect.void,
       stopRequested: () => polls++ >= (options.stopAfter ?? Infinity)
     }).pipe(Effect.map((results) => ({ results, calls: calls.length })))
   }
@@ -186,6 +187,7 @@ layer(NodeServices.layer)("scoreSequences", (it) => {
               greedy: new Uint8Array(batch.tokens.length)
             }),
           onScored: () => {},
+          afterBatch: Effect.void,
           stopRequested: () => false
         })
       )

@@ -1,0 +1,291 @@
+/**
+ * eval: how good models are. Perplexity and bits per byte on a dataset's validation split, and multiple-choice questions by log-likelihood, each model on
+ * the same requests, side by side in one report.
+ */
+import { basename } from "node:path"
+import { Clock, Effect, FileSystem, Path, Schema } from "effect"
+import type { ArtifactHandle } from "../artifacts/Artifact.ts"
+import { readList } from "../data/Documents.ts"
+import { openSplit } from "../data/PackedDataset.ts"
+import { openScorer } from "../engine/Scorer.ts"
+import { isDiskFull } from "../engine/StorageFailure.ts"
+import { loadTokenizer, type Tokenizer } from "../engine/Tokenizer.ts"
+import { Profile } from "../evaluation/LogLikelihood.ts"
+import { markdown, type ModelScores, type Report } from "../evaluation/Report.ts"
+import { scoreSequences } from "../evaluation/Scoring.ts"
+import type { Metrics, Task, TaskError } from "../evaluation/Task.ts"
+import { type Item, multipleChoice, questions, readItems } from "../evaluation/tasks/MultipleChoice.ts"
+import { perplexityTask, spread } from "../evaluation/tasks/Perplexity.ts"
+import { tokenBytes } from "../evaluation/TokenBytes.ts"
+import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+import { AtLeast } from "./TrainingParameters.ts"
+
+const params = {
+  tasks: parameter(Schema.Union([Schema.Literal("all"), Schema.NonEmptyArray(Schema.String)]), {
+    change: "additive",
+    describe: "perplexity, and the names of the questions' files without .jsonl; all: whatever the inputs hold",
+    default: "all"
+  }),
+  profile: parameter(Profile, {
+    change: "identity",
+    describe:
+      "current: BOS before each prompt, as lm-evaluation-harness does now; legacy: none, as in TinyLlama's table",
+    default: "current"
+  }),
+  max_blocks: parameter(Schema.Union([Schema.Literal("all"), AtLeast(1)]), {
+    change: "identity",
+    describe: "blocks of the validation split for perplexity, spread evenly over it",
+    default: "all"
+  }),
+  batch_tokens: parameter(AtLeast(1), {
+    change: "operational",
+    describe: "most tokens that go through the model at once, padding included: memory against speed",
+    default: 2048
+  })
+}
+
+const perplexityName = "perplexity"
+
+const stageOf = (handle: ArtifactHandle): string => handle.origin.split(".")[0] ?? handle.origin
+
+const invalid = (message: string, next: string) => new StageError({ failure: "invalid-input", message, next })
+
+const internal = (error: Error) =>
+  isDiskFull(error)
+    ? new StageError({
+        failure: "disk-full",
+        message: `no room for the scores: the disk is full; what is scored so far is kept (${error.message})`,
+        next: "free space on that disk, then give the same command again"
+      })
+    : new StageError({
+        failure: "internal",
+        message: error.message,
+        next: "see that the folder can be read and written"
+      })
+
+/** What will be asked, before it is known of whom: rows depend on a model's context length. */
+interface Subject {
+  readonly name: string
+  readonly input: ArtifactHandle
+  readonly prepare: (contextLength: number, model: string) => Effect.Effect<Task, StageError | TaskError>
+}
+
+const perplexitySubject = Effect.fnUntraced(function* (data: ArtifactHandle, tokenizer: Tokenizer, maxBlocks: number) {
+  const split = yield* openSplit(data, "validation")
+  if (split.metadata.tokenizer_digest !== tokenizer.digest)
+    return yield* invalid(
+      `${data.origin}: its tokens come from another tokenizer (${split.metadata.tokenizer})`,
+      `tokenize the text of ${data.origin} with ${tokenizer.name}`
+    )
+  if (split.blocks === 0)
+    return yield* invalid(
+      `${data.origin}: its validation split has no blocks to measure perplexity on`,
+      `raise validation of stage ${stageOf(data)}, or do not connect data`
+    )
+  const blocks = spread(split.blocks, maxBlocks).map((index) => split.tokens(index))
+  const task = perplexityTask(perplexityName, blocks, tokenBytes(tokenizer.vocabulary))
+  const subject: Subject = {
+    name: task.name,
+    input: data,
+    prepare: (contextLength, model) =>
+      split.seqLen <= contextLength
+        ? Effect.succeed(task)
+        : invalid(
+            `${model} takes ${contextLength} tokens, and the blocks of ${data.origin} have ${split.seqLen}`,
+            `pack with seq_len ${contextLength} or less, or evaluate a model with a longer context`
+          )
+  }
+  return subject
+})
+
+const questionSubjects = Effect.fnUntraced(function* (
+  documents: ArtifactHandle,
+  tokenizer: Tokenizer,
+  profile: Profile
+) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const utf8 = new TextEncoder()
+  const encode = (text: string) => tokenizer.encode(utf8.encode(text))
+  const files = yield* readList(documents)
+  const stems = files.map((file) => basename(file.path, ".jsonl"))
+  return yield* Effect.forEach(files, (file, index) =>
+    Effect.gen(function* () {
+      const stem = stems[index] ?? file.path
+      // Two files of one name are told apart by their folders.
+      const unique = stems.filter((other) => other === stem).length === 1 && stem !== perplexityName
+      const name = unique ? stem : file.path.replace(/^files\//u, "")
+      const text = yield* fs.readFileString(path.join(documents.folder, file.path)).pipe(Effect.mapError(internal))
+      const items: ReadonlyArray<Item> = yield* readItems(questions, file.source, text)
+      const subject: Subject = {
+        name,
+        input: documents,
+        prepare: (contextLength) => multipleChoice(name, items, { encode, profile, contextLength })
+      }
+      return subject
+    })
+  )
+})
+
+/** The subjects that `tasks` names, in the inputs' order. */
+const select = (subjects: ReadonlyArray<Subject>, tasks: "all" | ReadonlyArray<string>) => {
+  if (tasks === "all") return Effect.succeed(subjects)
+  const known = subjects.map(({ name }) => name)
+  const unknown = tasks.find((name) => !known.includes(name))
+  return unknown === undefined
+    ? Effect.succeed(subjects.filter(({ name }) => tasks.includes(name)))
+    : invalid(`no task "${unknown}" in the inputs`, `name some of: ${known.join(", ")}`)
+}
+
+const questionsAdvice = 'correct that line: a question is {"query": text, "choices": [texts], "gold": index}'
+
+export const evalStage = defineStage({
+  name: "eval",
+  version: 1,
+  describe: "Measures models: perplexity and bits per byte of held-out text, multiple-choice accuracy.",
+  params,
+  inputs: {
+    models: {
+      type: "HfModel",
+      many: true,
+      describe: "The models to measure; the first is what the others are compared with."
+    },
+    data: {
+      type: "PackedDataset",
+      optional: true,
+      describe: "Its validation split gives perplexity and bits per byte."
+    },
+    questions: { type: "Documents", optional: true, describe: "jsonl files of {query, choices, gold}." }
+  },
+  outputs: { report: { type: "EvalReport", describe: "report.json and report.md: every model on every task." } },
+  run: Effect.fn("eval")(function* (context) {
+    const { inputs, log, params, threads } = context
+    const fs = yield* FileSystem.FileSystem
+    const path = yield* Path.Path
+    if (inputs.models.length === 0)
+      return yield* invalid("no model is connected to port models", "connect at least one")
+    const tokenizer = yield* loadTokenizer("llama-2").pipe(
+      Effect.mapError((error) => new StageError({ failure: "internal", message: error.message, next: "npm ci" }))
+    )
+    const badQuestions = (error: TaskError) => invalid(error.message, questionsAdvice)
+    const subjects = yield* Effect.gen(function* () {
+      const { data, questions } = inputs
+      const maxBlocks = params.max_blocks === "all" ? Infinity : params.max_blocks
+      return [
+        ...(data === undefined ? [] : [yield* perplexitySubject(data, tokenizer, maxBlocks)]),
+        ...(questions === undefined ? [] : yield* questionSubjects(questions, tokenizer, params.profile))
+      ]
+    }).pipe(
+      Effect.catchTag("TaskError", (error) => badQuestions(error)),
+      Effect.flatMap((all) => select(all, params.tasks))
+    )
+    if (subjects.length === 0)
+      return yield* invalid("there is nothing to measure", "connect data, questions or both to this stage")
+
+    const started = yield* Clock.currentTimeMillis
+    let done = 0
+    let total = 0
+    let tokens = 0
+    const scores: Array<ModelScores> = []
+    for (const [index, handle] of inputs.models.entries()) {
+      const model = yield* Effect.gen(function* () {
+        const scorer = yield* openScorer({ folder: handle.folder, origin: handle.origin, threads })
+        const { max_position_embeddings: contextLength, vocab_size: vocabularySize } = scorer.shape
+        const digest = handle.facts["tokenizer_digest"]
+        if (vocabularySize < tokenizer.vocabularySize || (digest !== undefined && digest !== tokenizer.digest))
+          return yield* invalid(
+            `${handle.origin} was not made with the tokenizer ${tokenizer.name}`,
+            "leave it out of models"
+          )
+        const prepared = yield* Effect.forEach(subjects, (subject) =>
+          subject.prepare(contextLength, handle.origin)
+        ).pipe(Effect.catchTag("TaskError", (error) => badQuestions(error)))
+        total ||= inputs.models.length * prepared.reduce((sum, task) => sum + task.sequences.length, 0)
+        const tasks: Record<string, Metrics> = {}
+        for (const [at, task] of prepared.entries()) {
+          const results = yield* scoreSequences({
+            task: task.name,
+            owner: handle.digest,
+            sequences: task.sequences,
+            batchTokens: params.batch_tokens,
+            log: path.join(context.work, `scores-${index}-${at}.jsonl`),
+            score: scorer.score,
+            stopRequested: context.stopRequested,
+            onScored: (rows, added, fromLog) => {
+              done += rows
+              tokens += added
+              if (fromLog) log(`${handle.origin}, ${task.name}: ${rows} requests were scored by an earlier attempt`)
+            },
+            afterBatch: Effect.map(Clock.currentTimeMillis, (now) =>
+              context.progress({
+                done,
+                total,
+                unit: "requests",
+                metrics: { tokens_per_second: Math.round((1000 * tokens) / Math.max(1, now - started)) }
+              })
+            )
+          })
+          tasks[task.name] = task.metrics(results)
+        }
+        const model: ModelScores = {
+          model: handle.origin,
+          digest: handle.digest,
+          parameters: scorer.parameters,
+          context_length: contextLength,
+          tasks
+        }
+        return model
+      }).pipe(
+        Effect.scoped,
+        Effect.catchTags({
+          NotFinite: (error) =>
+            new StageError({
+              failure: "diverged",
+              message: `${handle.origin}: ${error.message}`,
+              next: "look at the loss of the stage that trained it, and train again with a lower learning rate"
+            }),
+          Stopped: () =>
+            new Preempted({
+              message: `stopped after ${done} of ${total} requests; the rest is done when it runs again`
+            }),
+          PlatformError: internal
+        })
+      )
+      scores.push(model)
+      for (const { name } of subjects) log(`${handle.origin}, ${name}: ${summary(model.tasks[name] ?? {})}`)
+    }
+
+    const report: Report = {
+      format: "tinyllama-evaluation",
+      version: 1,
+      profile: params.profile,
+      tasks: subjects.map(({ input, name }) => ({ name, source: input.origin, digest: input.digest })),
+      models: scores
+    }
+    const folder = context.output("report")
+    yield* fs
+      .writeFileString(path.join(folder, "report.json"), `${JSON.stringify(report, null, 2)}\n`)
+      .pipe(
+        Effect.andThen(fs.writeFileString(path.join(folder, "report.md"), markdown(report))),
+        Effect.mapError(internal)
+      )
+    return { report: { profile: report.profile, models: scores.map(factsOf) } }
+  })
+})
+
+const summary = (metrics: Metrics): string =>
+  ["perplexity", "bits_per_byte", "acc", "acc_norm"]
+    .flatMap((metric) => (metrics[metric] === undefined ? [] : [`${metric} ${metrics[metric].toPrecision(4)}`]))
+    .join(", ")
+
+/** A model's scores as the runner's summary shows them: perplexity beside the multiple-choice tasks. */
+const factsOf = ({ model, tasks }: ModelScores) => {
+  const { perplexity, ...rest } = tasks
+  return {
+    model,
+    ...(perplexity === undefined
+      ? {}
+      : { perplexity: perplexity["perplexity"] ?? null, bits_per_byte: perplexity["bits_per_byte"] ?? null }),
+    tasks: rest
+  }
+}
