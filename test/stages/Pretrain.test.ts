@@ -60,7 +60,7 @@ describe("pretrain", () => {
       })
       assert.isBelow(Number(facts["validation_loss"]), 0.9 * Number(facts["first_validation_loss"]))
       const checkpoint = join(folder, "checkpoints/step-00000010")
-      const completion = yield* Schema.decodeUnknownEffect(Schema.fromJsonString(Completion))(
+      const completion = yield* Schema.decodeEffect(Schema.fromJsonString(Completion))(
         readFileSync(join(checkpoint, "COMPLETE.json"), "utf8")
       )
       assert.deepStrictEqual(
