@@ -101,13 +101,11 @@ export const readBatches = Effect.fn("ArrowFile.readBatches")(function* (options
   if (options.sha256 !== undefined) {
     const sha256 = createHash("sha256").update(buffer).digest("hex")
     if (sha256 !== options.sha256)
-      return yield* Effect.fail(
-        corrupt(place, `wrong sha256\n  expected ${options.sha256}\n  actual   ${sha256}`, remake)
-      )
+      return yield* corrupt(place, `wrong sha256\n  expected ${options.sha256}\n  actual   ${sha256}`, remake)
   }
   const ascii = (bytes: Uint8Array) => Buffer.from(bytes).toString("latin1")
   if (ascii(buffer.subarray(0, 6)) !== magic || ascii(buffer.subarray(-6)) !== magic)
-    return yield* Effect.fail(corrupt(place, "this is not a whole Arrow file: its ARROW1 marks are missing", remake))
+    return yield* corrupt(place, "this is not a whole Arrow file: its ARROW1 marks are missing", remake)
   const table = yield* Effect.try({
     try: () => tableFromIPC(buffer),
     catch: (cause) => corrupt(place, `the Arrow file cannot be read: ${String(cause)}`, remake)

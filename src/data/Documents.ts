@@ -43,7 +43,7 @@ export const readList = Effect.fn("Documents.readList")(function* (documents: Ar
   return yield* Effect.forEach(
     text.split("\n").filter((line) => line !== ""),
     (line, index) =>
-      Schema.decodeUnknownEffect(Line)(line).pipe(
+      Schema.decodeEffect(Line)(line).pipe(
         Effect.mapError(
           (error) =>
             new StageError({

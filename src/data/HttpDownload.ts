@@ -130,10 +130,10 @@ const transfer = Effect.fnUntraced(function* (download: Download) {
   if (response.status === 416 && from > 0 && range?.total === from) return from
   if (response.status === 416 || (response.status === 206 && range?.start !== from)) {
     yield* Effect.promise(() => rm(part, { force: true }))
-    return yield* Effect.fail(network(place, "the server has other bytes than before; starting anew"))
+    return yield* network(place, "the server has other bytes than before; starting anew")
   }
   if (response.status !== 200 && response.status !== 206)
-    return yield* Effect.fail(statusFailure(place, response.status, download.accessHint))
+    return yield* statusFailure(place, response.status, download.accessHint)
   const resumed = response.status === 206 // 200: the server ignores ranges or the file has changed, start over
   const length = response.headers["content-length"]
   const total = resumed ? range?.total : length === undefined ? undefined : Number(length)
@@ -166,7 +166,7 @@ const transfer = Effect.fnUntraced(function* (download: Download) {
     })
   )
   if (total !== undefined && done !== total)
-    return yield* Effect.fail(network(place, `the download is cut off: ${done} of ${total} bytes arrived`))
+    return yield* network(place, `the download is cut off: ${done} of ${total} bytes arrived`)
   return done
 })
 
@@ -220,10 +220,10 @@ export const download = Effect.fn("HttpDownload.download")(function* (request: D
         (error) => error._tag === "StageError" && error.failure === "network" && resumes < resumesInARow,
         (error) =>
           Effect.promise(() => sizeOf(part)).pipe(
-            Effect.flatMap((after) => (after > before ? Effect.succeed(undefined) : Effect.fail(error)))
+            Effect.flatMap((after) => (after > before ? Effect.void : Effect.fail(error)))
           )
       )
     )
-    if (size !== undefined) return yield* verified(request, size)
+    if (typeof size === "number") return yield* verified(request, size)
   }
 })

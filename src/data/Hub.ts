@@ -90,7 +90,7 @@ export const list = Effect.fn("Hub.list")(function* (
     const response = yield* client
       .execute(HttpClientRequest.get(current, { headers: { ...headers, accept: "application/json" } }))
       .pipe(Effect.mapError(requestFailed(place)))
-    if (response.status !== 200) return yield* Effect.fail(statusFailure(place, response.status, accessHint))
+    if (response.status !== 200) return yield* statusFailure(place, response.status, accessHint)
     const entries = yield* HttpClientResponse.schemaBodyJson(Tree)(response).pipe(
       Effect.mapError(
         (error) =>

@@ -162,8 +162,7 @@ export const openPackedDataset = Effect.fn("PackedDataset.open")(function* (
   )
   const blockLength = decoded.seq_len + 1
   const expected = `tokens: FixedSizeList[${blockLength}]<Uint16>`
-  if (columns.join(", ") !== expected)
-    return yield* Effect.fail(failure(`the columns are ${columns.join(", ")}, not ${expected}`))
+  if (columns.join(", ") !== expected) return yield* failure(`the columns are ${columns.join(", ")}, not ${expected}`)
   const chunks = batches.map(tokensOf)
   const perChunk = batches[0]?.numRows ?? 0
   const blocks = batches.reduce((sum, batch) => sum + batch.numRows, 0)
@@ -173,9 +172,9 @@ export const openPackedDataset = Effect.fn("PackedDataset.open")(function* (
       chunks[i]?.length === batch.numRows * blockLength && (i === batches.length - 1 || batch.numRows === perChunk)
   )
   if (blocks !== stated || !regular)
-    return yield* Effect.fail(failure(`it holds ${blocks} blocks where its metadata states ${stated}`))
+    return yield* failure(`it holds ${blocks} blocks where its metadata states ${stated}`)
   if (chunks.some((chunk) => largest(chunk) >= decoded.vocabulary_size))
-    return yield* Effect.fail(failure(`it has token ids beyond the vocabulary of ${decoded.vocabulary_size}`))
+    return yield* failure(`it has token ids beyond the vocabulary of ${decoded.vocabulary_size}`)
   const dataset: PackedDataset = {
     seqLen: decoded.seq_len,
     blocks,

@@ -173,10 +173,9 @@ export const readShard = Effect.fn("TokenShards.readShard")(function* (
     remake: remake(handle),
     sha256: shard.sha256
   })
-  if (columns.join(", ") !== expected)
-    return yield* Effect.fail(failure(`the columns are ${columns.join(", ")}, not ${expected}`))
+  if (columns.join(", ") !== expected) return yield* failure(`the columns are ${columns.join(", ")}, not ${expected}`)
   if (metadata["tokenizer_digest"] !== policy.tokenizer_digest)
-    return yield* Effect.fail(failure("its tokenizer is not the one that the facts name"))
+    return yield* failure("its tokenizer is not the one that the facts name")
   const rows = batches.map((batch): ShardRows => {
     const list = columnOf<List<Uint16>>(batch, 0)
     const child = list.children[0] as (typeof list.children)[number] & { readonly values: Uint16Array }
@@ -193,14 +192,14 @@ export const readShard = Effect.fn("TokenShards.readShard")(function* (
   for (const { documents, tokens, offsets } of rows) {
     const ordered = offsets.every((offset, i) => offset >= (i === 0 ? 0 : (offsets[i - 1] ?? 0)))
     if (!ordered || offsets.length !== documents + 1 || (offsets.at(-1) ?? 0) > tokens.length)
-      return yield* Effect.fail(failure("its document offsets are out of order"))
+      return yield* failure("its document offsets are out of order")
     if (largest(tokens) >= policy.vocabulary_size)
-      return yield* Effect.fail(failure(`it has token ids beyond the vocabulary of ${policy.vocabulary_size}`))
+      return yield* failure(`it has token ids beyond the vocabulary of ${policy.vocabulary_size}`)
   }
   const counted = rows.reduce((sum, { offsets }) => sum + (offsets.at(-1) ?? 0) - (offsets[0] ?? 0), 0)
   const documents = rows.reduce((sum, row) => sum + row.documents, 0)
   if (counted !== shard.tokens || documents !== shard.documents)
-    return yield* Effect.fail(failure(`it holds ${documents} documents and ${counted} tokens, the facts say otherwise`))
+    return yield* failure(`it holds ${documents} documents and ${counted} tokens, the facts say otherwise`)
   return rows
 })
 

@@ -34,10 +34,9 @@ const commonPolicy = (
 }
 
 const normalised = (
-  weights: ReadonlyArray<number> | null,
+  weights: ReadonlyArray<number>,
   inputs: number
-): Effect.Effect<ReadonlyArray<number> | undefined, StageError> => {
-  if (weights === null) return Effect.succeed(undefined)
+): Effect.Effect<ReadonlyArray<number>, StageError> => {
   const sum = weights.reduce((total, weight) => total + weight, 0)
   if (weights.length !== inputs)
     return Effect.fail(
@@ -130,7 +129,8 @@ export const packStage = defineStage({
       Effect.map(factsOf(handle), (facts) => ({ handle, name: handle.origin, facts }))
     )
     const policy = yield* commonPolicy(inputs)
-    const weights = yield* normalised(context.params.weights, inputs.length)
+    const asked = context.params.weights
+    const weights = asked === null ? undefined : yield* normalised(asked, inputs.length)
 
     const stop = Effect.suspend(() =>
       context.stopRequested() ? new Preempted({ message: "stopped while packing; it starts anew" }) : Effect.void
