@@ -28,8 +28,8 @@ export interface Generation {
 export interface Chat {
   /** In tokens: prompt and answer together. */
   readonly contextLength: number
-  /** Ids that the model is fed for a first question. */
-  readonly promptIds: (question: string) => ReadonlyArray<number>
+  /** Ids that the model would be fed for this question, now. */
+  readonly promptIds: (question: string, generation: Generation) => ReadonlyArray<number>
   /** The answer, and the conversation goes on with it. `onText` gets each further piece as soon as it is certain. Interruption stops the generation. */
   readonly ask: (
     question: string,
@@ -115,15 +115,15 @@ export const openChat: (options: {
     })
   let turns: ReadonlyArray<Exchange> = []
 
-  /** Ids of the conversation with `question`, old turns dropped until `room` tokens are left for the answer. */
-  const fit = (question: string, room: number): ReadonlyArray<Token> | undefined => {
-    for (;;) {
-      const ids = promptIds(vocabulary, turns, question)
-      if (ids.length + room <= context.contextSize) return ids
-      if (turns.length === 0) return ids.length < context.contextSize ? ids : undefined
-      turns = turns.slice(1)
+  /** The turns that stay and the ids with `question`: old turns go until `room` tokens are left for the answer, if that is to be had. */
+  const fit = (question: string, room: number) => {
+    for (let first = 0; ; first++) {
+      const kept = turns.slice(first)
+      const ids = promptIds(vocabulary, kept, question)
+      if (ids.length + room <= context.contextSize || kept.length === 0) return { kept, ids }
     }
   }
+  const roomFor = (generation: Generation) => Math.min(generation.maxTokens, Math.floor(context.contextSize / 2))
 
   const generate = async (
     prompt: ReadonlyArray<Token>,
@@ -163,15 +163,15 @@ export const openChat: (options: {
     generation: Generation,
     onText: (piece: string) => void = () => {}
   ) {
-    const prompt = fit(question, Math.min(generation.maxTokens, Math.floor(context.contextSize / 2)))
-    if (prompt === undefined)
+    const { ids, kept } = fit(question, roomFor(generation))
+    if (ids.length >= context.contextSize)
       return yield* new ChatError({
         message: `the question does not fit into the model's context of ${context.contextSize} tokens`,
         next: "ask in fewer words"
       })
     const answer = yield* Effect.tryPromise({
       try: (signal) => {
-        const answering = generating.then(() => generate(prompt, generation, signal, onText))
+        const answering = generating.then(() => generate(ids, generation, signal, onText))
         generating = answering.catch(() => undefined)
         return answering
       },
@@ -181,13 +181,13 @@ export const openChat: (options: {
           next: "start the chat again"
         })
     })
-    if (answer !== "") turns = [...turns, { human: question, assistant: answer }]
+    if (answer !== "") turns = [...kept, { human: question, assistant: answer }]
     return answer
   })
 
   return {
     contextLength: context.contextSize,
-    promptIds: (question) => promptIds(vocabulary, [], question),
+    promptIds: (question, generation) => fit(question, roomFor(generation)).ids,
     ask,
     reset: Effect.sync(() => (turns = []))
   }
