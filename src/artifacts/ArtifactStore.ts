@@ -135,20 +135,20 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
 
   const lookup = Effect.fn("ArtifactStore.lookup")(function* (key: string) {
     const text = yield* Effect.option(fs.readFileString(recordOf(key)))
-    if (Option.isNone(text)) return { _tag: "Absent" } as Lookup
+    if (Option.isNone(text)) return { _tag: "Absent" } satisfies Lookup
     const record = yield* Effect.option(decodeRecord(text.value))
-    if (Option.isNone(record)) return { _tag: "Absent" } as Lookup
+    if (Option.isNone(record)) return { _tag: "Absent" } satisfies Lookup
     const found: Record<string, StoredArtifact> = {}
     for (const [port, digest] of Object.entries(record.value.outputs)) {
       const manifest = yield* read(digest)
       const folder = folderOf(digest)
       const damage = manifest === undefined ? "its manifest is missing" : yield* firstDamage(manifest, folder)
       if (manifest === undefined || damage !== undefined) {
-        return { _tag: "Damaged", record: record.value, detail: `${port} (${folder}): ${damage}` } as Lookup
+        return { _tag: "Damaged", record: record.value, detail: `${port} (${folder}): ${damage}` } satisfies Lookup
       }
       found[port] = { manifest, folder }
     }
-    return { _tag: "Complete", record: record.value, artifacts: found } as Lookup
+    return { _tag: "Complete", record: record.value, artifacts: found } satisfies Lookup
   })
 
   const publish = Effect.fn("ArtifactStore.publish")(function* (publication: Publication) {

@@ -110,7 +110,7 @@ export const decide = Effect.fn("decide")(function* (question: Question) {
   if (serves) {
     const { artifacts, record } = found
     const use: Use = { _tag: "Use", status: "fresh", key, parts, record, artifacts, reasons: [] }
-    return use as Decision
+    return use satisfies Decision
   }
   if (role === "reuse") return yield* older(question, parts)
   const last = yield* newestComplete(question)
@@ -130,7 +130,7 @@ export const decide = Effect.fn("decide")(function* (question: Question) {
     resumes: yield* store.hasWork(key),
     lastSeconds: last?.record.seconds ?? (found._tag === "Complete" ? found.record.seconds : undefined)
   }
-  return run as Decision
+  return run satisfies Decision
 })
 
 /** The newest complete result of the stage, whatever made it stale. */
@@ -139,7 +139,7 @@ const older = Effect.fnUntraced(function* (question: Question, parts: KeyParts |
   const last = yield* newestComplete(question)
   if (last === undefined) {
     const message = `${stage.name} has no complete result to reuse. Next: tinyllama run ${pipeline.file} --to-stage ${stage.name}`
-    return { _tag: "Unavailable", message } as Decision
+    return { _tag: "Unavailable", message } satisfies Decision
   }
   return {
     _tag: "Use",
@@ -149,7 +149,7 @@ const older = Effect.fnUntraced(function* (question: Question, parts: KeyParts |
     record: last.record,
     artifacts: last.artifacts,
     reasons: parts === undefined ? [] : compareParts(last.parts, parts, stage)
-  } as Decision
+  } satisfies Decision
 })
 
 export interface PastResult extends StageKeyFile {
@@ -193,7 +193,7 @@ export const compareParts = (
     reasons.push({ _tag: "ObservationChanged" })
   }
   if (after.inputs !== undefined) {
-    for (const port of Object.keys({ ...before.inputs, ...after.inputs })) {
+    for (const port of unionOfKeys(before.inputs, after.inputs)) {
       if (canonicalJson(before.inputs[port] ?? []) === canonicalJson(after.inputs[port] ?? [])) continue
       const origin = (stage.inputs[port] ?? []).map((edge) => `${edge.stage}.${edge.port}`).join(", ")
       reasons.push({ _tag: "InputChanged", port, origin })
@@ -209,7 +209,7 @@ const compareValues = (
   path: string
 ): ReadonlyArray<Reason> => {
   if (isObject(before) && isObject(after)) {
-    return Object.keys({ ...before, ...after }).flatMap((key) =>
+    return unionOfKeys(before, after).flatMap((key) =>
       compareValues(before[key], after[key], path === "" ? key : `${path}.${key}`)
     )
   }
@@ -217,6 +217,9 @@ const compareValues = (
     before === undefined || after === undefined ? before === after : canonicalJson(before) === canonicalJson(after)
   return same ? [] : [{ _tag: "ParameterChanged", path, before, after }]
 }
+
+const unionOfKeys = (a: object, b: object): ReadonlyArray<string> =>
+  Array.from(new Set([...Object.keys(a), ...Object.keys(b)]))
 
 const isObject = (value: Schema.Json | undefined): value is { readonly [key: string]: Schema.Json } =>
   typeof value === "object" && value !== null && !Array.isArray(value)

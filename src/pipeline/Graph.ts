@@ -79,7 +79,7 @@ export const topologicalOrder = (
       if (seen === undefined) visit(needed)
       else if (seen === "open") {
         // The trail runs against the edges; read backwards it says what feeds what.
-        const cycle = [edge.stage, ...trail.slice(trail.indexOf(edge.stage)).reverse()]
+        const cycle = [edge.stage, ...trail.slice(trail.indexOf(edge.stage)).toReversed()]
         report.push(diagnose(edge.span, edge.path, `a cycle: ${cycle.join(" → ")}`))
       }
     }

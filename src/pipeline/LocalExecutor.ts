@@ -25,7 +25,6 @@ import {
   Stream
 } from "effect"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
-import type { Facts } from "../artifacts/Artifact.ts"
 import { type Attempt, Executor, WorkerEvent } from "./Executor.ts"
 import { FailureClass, Preempted, StageError } from "./StageType.ts"
 
@@ -89,7 +88,7 @@ const conclude = Effect.fnUntraced(function* (
   last: WorkerEvent | undefined,
   exit: Exit
 ) {
-  if (last?._tag === "Completed") return last.facts as Readonly<Record<string, Facts>>
+  if (last?._tag === "Completed") return last.facts
   if (ended === "timeout") {
     return yield* new StageError({
       failure: "timeout",

@@ -153,5 +153,5 @@ export const decodeParams = (
   params: Readonly<Record<string, Schema.Json>>
 ): Effect.Effect<Decoded<Parameters>, Schema.SchemaError> =>
   Effect.forEach(Object.entries(type.params), ([name, parameter]) =>
-    Effect.map(Schema.decodeUnknownEffect(parameter.schema)(params[name]), (value) => [name, value] as const)
+    Effect.map(Schema.decodeEffect(parameter.schema)(params[name]), (value) => [name, value] as const)
   ).pipe(Effect.map((entries) => Object.fromEntries(entries)))

@@ -52,7 +52,7 @@ const planStage = Effect.fnUntraced(function* (
     lastSeconds: undefined
   }
   const blocked = (message: string): StagePlan => ({ ...entry, status: "blocked", message })
-  if (role === "excluded") return { ...entry, status: "excluded" } as StagePlan
+  if (role === "excluded") return { ...entry, status: "excluded" } satisfies StagePlan
 
   const observed = yield* Effect.result(observe(pipeline, stage))
   if (role === "run") {
@@ -77,11 +77,11 @@ const planStage = Effect.fnUntraced(function* (
       return blocked(decision.message)
     case "Use": {
       const { key, reasons, record, status } = decision
-      return { ...entry, status, key, from: record.run, reasons, lastSeconds: record.seconds } as StagePlan
+      return { ...entry, status, key, from: record.run, reasons, lastSeconds: record.seconds } satisfies StagePlan
     }
     case "Run": {
       const { key, lastSeconds, reasons, resumes } = decision
-      return { ...entry, status: "stale", key, reasons, resumes, lastSeconds } as StagePlan
+      return { ...entry, status: "stale", key, reasons, resumes, lastSeconds } satisfies StagePlan
     }
   }
 })

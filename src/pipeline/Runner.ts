@@ -223,7 +223,7 @@ const runStages = Effect.fnUntraced(function* (
     const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000
     const summary = summarize(stage, result, result._tag === "Done" || result._tag === "Failed" ? seconds : 0)
     yield* announce(context, summary, result)
-    return { summary, result: result._tag === "Skipped" ? undefined : result } as Settled
+    return { summary, result: result._tag === "Skipped" ? undefined : result } satisfies Settled
   })
   yield* Effect.forEach(
     stages,
@@ -309,7 +309,7 @@ const failed = Effect.fnUntraced(function* (
     message,
     next
   })
-  return { _tag: "Failed", error, attempts: 0 } as StageResult
+  return { _tag: "Failed", error, attempts: 0 } satisfies StageResult
 })
 
 const internal = (reason: unknown, pretty: string): StageError => {

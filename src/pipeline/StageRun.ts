@@ -51,7 +51,7 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
   const { forced, inputs, observed, role, stage } = assignment
   if (role === "run" && Result.isFailure(observed)) {
     yield* announceFailure(context, stage, 0, observed.failure, undefined)
-    return { _tag: "Failed", error: observed.failure, attempts: 0 } as StageResult
+    return { _tag: "Failed", error: observed.failure, attempts: 0 } satisfies StageResult
   }
   const decision = yield* decide({
     pipeline: context.pipeline,
@@ -64,7 +64,7 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
   })
   switch (decision._tag) {
     case "Unavailable":
-      return { _tag: "Unavailable", message: decision.message } as StageResult
+      return { _tag: "Unavailable", message: decision.message } satisfies StageResult
     case "Use":
       return yield* useResult(context, stage, decision)
     case "Run":
@@ -95,7 +95,7 @@ const cached = Effect.fnUntraced(function* (
   const outputs = yield* linkOutputs(context, stage, artifacts)
   const digests = Object.fromEntries(Object.entries(outputs).map(([port, handle]) => [port, handle.digest]))
   yield* context.emit({ _tag: "StageCached", at: yield* timestamp, stage: stage.name, key, from, outputs: digests })
-  return { _tag: "Cached", outputs } as StageResult
+  return { _tag: "Cached", outputs } satisfies StageResult
 })
 
 /** A crash between publication and clean-up leaves a work folder that nothing needs. */
@@ -154,18 +154,18 @@ const attempts = Effect.fnUntraced(function* (
   const { stage } = assignment
   for (let failures = 0; ;) {
     if (yield* context.stopping)
-      return { _tag: "Preempted", message: "stopped before it began", attempts: failures } as StageResult
+      return { _tag: "Preempted", message: "stopped before it began", attempts: failures } satisfies StageResult
     const result = yield* Effect.result(attemptOnce(context, assignment, decision, lock, cpus))
     if (Result.isSuccess(result))
-      return { _tag: "Done", outputs: result.success, attempts: failures + 1 } as StageResult
+      return { _tag: "Done", outputs: result.success, attempts: failures + 1 } satisfies StageResult
     const { error, number } = result.failure
     failures++
     if (error._tag === "Preempted")
-      return { _tag: "Preempted", message: error.message, attempts: failures } as StageResult
+      return { _tag: "Preempted", message: error.message, attempts: failures } satisfies StageResult
     const delay = (yield* context.stopping) ? undefined : yield* retryDelay(stage.retry, error.failure, failures)
     yield* announceFailure(context, stage, number, error, delay === undefined ? undefined : Duration.toSeconds(delay))
-    if (delay === undefined) return { _tag: "Failed", error, attempts: failures } as StageResult
-    yield* Effect.raceFirst(Effect.sleep(delay), context.stop)
+    if (delay === undefined) return { _tag: "Failed", error, attempts: failures } satisfies StageResult
+    yield* Effect.timeoutOption(context.stop, delay)
   }
 })
 
