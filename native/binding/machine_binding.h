@@ -1,0 +1,9 @@
+// What the machine is and reaches, for JavaScript: instructionSet, measurePeak, measureMatmul.
+#pragma once
+#include <napi.h>
+
+namespace tinyllama {
+
+void register_machine(Napi::Env env, Napi::Object exports);
+
+}  // namespace tinyllama
