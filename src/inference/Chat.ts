@@ -146,12 +146,13 @@ export const openChat: (options: {
     })
     // The iterator ends at EOS by itself.
     for await (const token of tokens) {
+      if (signal.aborted) return shown
       generated.push(token)
       text = model.detokenize(generated)
       const { answer, ended } = certainAnswer(text, humanMarker)
       onText(answer.slice(shown.length))
       shown = answer
-      if (ended || signal.aborted || generated.length >= limit) break
+      if (ended || generated.length >= limit) break
     }
     const answer = finalAnswer(text, humanMarker)
     onText(answer.slice(shown.length))
