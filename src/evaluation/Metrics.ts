@@ -5,7 +5,7 @@ export const argmax = (values: ReadonlyArray<number>): number =>
   values.reduce((best, value, index) => (value > (values[best] ?? -Infinity) ? index : best), 0)
 
 /** Length by which acc_norm divides: Unicode code points, as Python's len counts them (not bytes, though it is often called so). */
-export const codePoints = (text: string): number => [...text].length
+export const codePoints = (text: string): number => Array.from(text).length
 
 export const mean = (values: ReadonlyArray<number>): number =>
   values.reduce((sum, value) => sum + value, 0) / values.length
