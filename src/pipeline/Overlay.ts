@@ -89,8 +89,16 @@ export const checkKeys = (
   }
 }
 
-/** Applies one "path=value". The path is `vars.x`, `stages.base.with.max_tokens`, or short `base.max_tokens`; the value is YAML. */
-export const applyOverride = (root: MappingNode, text: string, report: Array<Diagnostic>): MappingNode => {
+/**
+ * Applies one "path=value". The path is `vars.x`, `stages.base.with.max_tokens`, or short `base.max_tokens`; the value is YAML and may refer to
+ * `vars`.
+ */
+export const applyOverride = (
+  root: MappingNode,
+  text: string,
+  vars: Variables,
+  report: Array<Diagnostic>
+): MappingNode => {
   const label = `-S ${text}`
   const fail = (message: string, options?: { readonly suggestion?: string }) => {
     report.push({ place: label, path: "", message, ...options })
@@ -105,7 +113,7 @@ export const applyOverride = (root: MappingNode, text: string, report: Array<Dia
   const parsed = source.text.trim() === "" ? { root: empty, diagnostics: [] } : parseYaml(source)
   report.push(...parsed.diagnostics)
   if (parsed.root === undefined) return root
-  const result = replaceAt(root, resolved, parsed.root)
+  const result = replaceAt(root, resolved, interpolate(parsed.root, resolved.join("."), vars, report))
   if (result === undefined)
     return fail(`no item ${resolved.join(".")}: a list takes the index of an item that is there`)
   return result._tag === "mapping" ? result : root
@@ -196,6 +204,8 @@ export const interpolate = (node: Node, path: string, vars: Variables, report: A
 export class Variables {
   readonly #declared: ReadonlyMap<string, Entry>
   readonly #expanding = new Set<string>()
+  /** Variables of circles that were reported: once is enough. */
+  readonly #circular = new Set<string>()
 
   constructor(declared: ReadonlyMap<string, Entry>) {
     this.#declared = declared
@@ -252,8 +262,11 @@ export class Variables {
       )
       return undefined
     }
+    if (this.#circular.has(name)) return undefined
     if (this.#expanding.has(name)) {
-      report.push(diagnose(at.span, path, `vars.${name} refers to itself (${[...this.#expanding, name].join(" → ")})`))
+      const circle = [...this.#expanding, name]
+      for (const member of circle) this.#circular.add(member)
+      report.push(diagnose(at.span, path, `vars.${name} refers to itself (${circle.join(" → ")})`))
       return undefined
     }
     this.#expanding.add(name)

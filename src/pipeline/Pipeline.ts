@@ -86,15 +86,21 @@ const overlaid = (
     return undefined
   }
   const overlay = applyProfiles(parsed.root, profiles, report)
+  // Variables first: every reference sees their final values. Then the rest, which may reach inside what a reference brought.
+  const ofVariables = overrides.filter((override) => override.startsWith("vars."))
   let { root } = overlay
-  for (const override of overrides) root = applyOverride(root, override, report)
+  for (const override of ofVariables) root = applyOverride(root, override, new Variables(new Map()), report)
   const vars = root.entries.get("vars")?.value
   const variables = new Variables(vars?._tag === "mapping" ? vars.entries : new Map())
   const entries = new Map<string, Entry>()
   for (const [key, entry] of root.entries) {
     entries.set(key, key === "profiles" ? entry : { ...entry, value: interpolate(entry.value, key, variables, report) })
   }
-  return { root: { ...root, entries }, spans: overlay.spans }
+  root = { ...root, entries }
+  for (const override of overrides) {
+    if (!ofVariables.includes(override)) root = applyOverride(root, override, variables, report)
+  }
+  return { root, spans: overlay.spans }
 }
 
 const decodeDocument = Effect.fnUntraced(function* (
