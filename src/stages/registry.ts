@@ -5,10 +5,14 @@ import type { AnyStageType } from "../pipeline/StageType.ts"
 
 const stages: Readonly<Record<string, () => Promise<AnyStageType>>> = {
   download: async () => (await import("./Download.ts")).downloadStage,
+  tokenize: async () => (await import("./Tokenize.ts")).tokenizeStage,
   pack: async () => (await import("./Pack.ts")).packStage,
   pretrain: async () => (await import("./Pretrain.ts")).pretrainStage,
+  checkpoint: async () => (await import("./Checkpoint.ts")).checkpointStage,
+  convert: async () => (await import("./Convert.ts")).convertStage,
   sft: async () => (await import("./Sft.ts")).sftStage,
-  eval: async () => (await import("./Eval.ts")).evalStage
+  eval: async () => (await import("./Eval.ts")).evalStage,
+  quantize: async () => (await import("./Quantize.ts")).quantizeStage
 }
 
 export const layer = Layer.succeed(StageRegistry, {
