@@ -255,7 +255,7 @@ void test_utf8() {
 int main(int argc, char** argv) {
   const std::string here = __FILE__;
   const std::string package = here.substr(0, here.rfind("test/native")) + "node_modules/llama-tokenizer-js/llama-tokenizer.js";
-  const int rounds = argc > 2 ? std::atoi(argv[2]) : 4000;
+  const int rounds = argc > 2 ? std::atoi(argv[2]) : 2000;
   try {
     test_utf8();
     test_bad_vocabularies();
