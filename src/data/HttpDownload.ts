@@ -2,13 +2,15 @@
  * One file over http(s) into the work folder, resumable: bytes go to `<target>.part`, which survives a broken connection, a killed attempt and
  * a failed run; the next try asks for the missing range (RFC 9110, 14) and, by If-Range, for a fresh start when the file has changed since.
  */
-import { createHash } from "node:crypto"
-import { createReadStream, existsSync } from "node:fs"
+import { existsSync } from "node:fs"
 import { mkdir, open, readFile, rename, rm, stat, writeFile } from "node:fs/promises"
 import { dirname } from "node:path"
 import { Effect, Schedule, Schema, Stream } from "effect"
-import { HttpClient, HttpClientRequest, type HttpClientResponse } from "effect/http"
+import * as HttpClient from "effect/http/HttpClient"
+import * as HttpClientRequest from "effect/http/HttpClientRequest"
+import type * as HttpClientResponse from "effect/http/HttpClientResponse"
 import { Preempted, StageError } from "../pipeline/StageType.ts"
+import { sha256OfFile } from "./FileDigest.ts"
 import { fileFailure } from "./FileFailure.ts"
 
 export interface Download {
@@ -82,17 +84,6 @@ const contentRange = (header: string | undefined): { readonly start: number; rea
   const match = /^bytes (?:(\d+)-\d+|\*)\/(\d+)$/.exec(header ?? "")
   return match === null ? undefined : { start: Number(match[1] ?? 0), total: Number(match[2]) }
 }
-
-export const sha256OfFile = (file: string, place: string): Effect.Effect<string, StageError> =>
-  Effect.tryPromise({
-    try: async () => {
-      const hash = createHash("sha256")
-      if ((await stat(file)).size <= 1 << 22) return hash.update(await readFile(file)).digest("hex")
-      for await (const chunk of createReadStream(file, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer)
-      return hash.digest("hex")
-    },
-    catch: fileFailure(place)
-  })
 
 const sizeOf = (file: string): Promise<number> =>
   stat(file).then(

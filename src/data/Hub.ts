@@ -4,7 +4,8 @@
  */
 import { matchesGlob } from "node:path"
 import { Config, Effect, Option, Redacted, Schema } from "effect"
-import { HttpClientRequest, HttpClientResponse } from "effect/http"
+import * as HttpClientRequest from "effect/http/HttpClientRequest"
+import * as HttpClientResponse from "effect/http/HttpClientResponse"
 import { StageError } from "../pipeline/StageType.ts"
 import { patientClient, requestFailed, statusFailure } from "./HttpDownload.ts"
 
