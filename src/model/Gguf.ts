@@ -7,7 +7,7 @@ import { type ModelShape, parameterCount, tensorShapes } from "./Architecture.ts
 import { type ChatFormat, chatTemplate } from "./ChatTemplate.ts"
 import { dequantize } from "./GgmlBlocks.ts"
 import { GgufError, TENSOR_TYPES } from "./GgufFormat.ts"
-import { type GgufTensorSource, type MetadataValue, writeGguf } from "./GgufWriter.ts"
+import { type MetadataValue, writeGguf } from "./GgufWriter.ts"
 import type { Vocabulary } from "./Vocabulary.ts"
 
 /** The types of a whole file. F32 and F16 keep the weights; the Q types are ggml's blocks of 32 with one f16 scale. */
@@ -133,7 +133,7 @@ export interface GgufReport {
 }
 
 /** Writes the model to `path`. `weights` gives a tensor's fp32 values by its Hugging Face name, row by row, when its turn comes. */
-export const writeLlamaGguf = Effect.fn("Gguf.writeLlamaGguf")(function* <E, R>(
+export const writeLlamaGguf = Effect.fn("Gguf.writeLlamaGguf")(function* <E, R, E2 = never, R2 = never>(
   path: string,
   model: {
     /** `general.name`, shown by programs that load the file. */
@@ -144,7 +144,7 @@ export const writeLlamaGguf = Effect.fn("Gguf.writeLlamaGguf")(function* <E, R>(
     readonly chat: ChatFormat | null
     readonly weights: (name: string) => Effect.Effect<Float32Array, E, R>
     /** Called before each tensor; an effect that fails ends the writing. */
-    readonly beforeTensor?: (written: number, total: number) => Effect.Effect<void, E, R>
+    readonly beforeTensor?: (written: number, total: number) => Effect.Effect<void, E2, R2>
   }
 ) {
   const { shape, type, vocabulary } = model
@@ -177,11 +177,7 @@ export const writeLlamaGguf = Effect.fn("Gguf.writeLlamaGguf")(function* <E, R>(
     })
     return { name: ggufName(tensor.name), type: stored, shape: tensor.shape, bytes }
   })
-  const written = yield* writeGguf(
-    path,
-    metadataOf(model),
-    sources satisfies ReadonlyArray<GgufTensorSource<unknown, R>>
-  )
+  const written = yield* writeGguf(path, metadataOf(model), sources)
   const bits = tensors.reduce((sum, tensor) => {
     const { bytes, elements } = TENSOR_TYPES[tensorType(tensor, type, shape.tie_word_embeddings)]
     return sum + (tensor.shape.reduce((product, size) => product * size, 1) / elements) * bytes * 8

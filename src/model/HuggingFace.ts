@@ -167,6 +167,12 @@ export const writeHfModel = Effect.fn("HuggingFace.writeHfModel")(function* <E =
   }
 })
 
+/** The shape in `folder`'s config.json. */
+export const readShape = Effect.fn("HuggingFace.readShape")(function* (folder: string) {
+  const path = (yield* Path.Path).join(folder, "config.json")
+  return yield* fromHfConfig(path, yield* readJson(path))
+})
+
 export interface HfModel {
   readonly folder: string
   readonly shape: ModelShape
@@ -203,37 +209,47 @@ const weightFiles = Effect.fnUntraced(function* (folder: string) {
 const isRedundant = (name: string, shape: ModelShape): boolean =>
   name.endsWith(".rotary_emb.inv_freq") || (shape.tie_word_embeddings && name === "lm_head.weight")
 
+/** The tensors of `found` that a model of `shape` has, in the engine's flat order; one that is missing, misshapen or foreign is an error. */
+export const tensorsOf = Effect.fn("HuggingFace.tensorsOf")(function* (
+  path: string,
+  found: ReadonlyMap<string, SafetensorsTensor>,
+  shape: ModelShape
+) {
+  const failed = (reason: string) => new HfModelError({ path, reason })
+  const ordered = new Map<string, SafetensorsTensor>()
+  for (const expected of tensorShapes(shape)) {
+    const tensor = found.get(expected.name)
+    if (tensor === undefined) return yield* failed(`tensor ${expected.name} is missing`)
+    if (tensor.shape.join() !== expected.shape.join()) {
+      return yield* failed(
+        `tensor ${expected.name} is [${tensor.shape.join(", ")}], config.json asks for [${expected.shape.join(", ")}]`
+      )
+    }
+    ordered.set(expected.name, tensor)
+  }
+  const foreign = [...found.keys()].find((name) => !ordered.has(name) && !isRedundant(name, shape))
+  if (foreign !== undefined) return yield* failed(`tensor ${foreign} belongs to no part of the model in config.json`)
+  return ordered
+})
+
 /** Reads config.json and the weights' headers below `folder`, and checks them against each other. The weights' data come when asked for. */
 export const readHfModel: (
   folder: string
 ) => Effect.Effect<HfModel, HfModelError | ArchitectureError | SafetensorsError, FileSystem.FileSystem | Path.Path> =
   Effect.fn("HuggingFace.readHfModel")(function* (folder) {
     const path = yield* Path.Path
-    const failed = (reason: string) => new HfModelError({ path: folder, reason })
-    const configPath = path.join(folder, "config.json")
-    const shape = yield* fromHfConfig(configPath, yield* readJson(configPath))
+    const shape = yield* readShape(folder)
     const found = new Map<string, SafetensorsTensor>()
     for (const name of yield* weightFiles(folder)) {
       const { tensors } = yield* readSafetensors(path.join(folder, name))
       for (const tensor of tensors.values()) {
-        if (found.has(tensor.name)) return yield* failed(`tensor ${tensor.name} is in two files`)
+        if (found.has(tensor.name)) {
+          return yield* new HfModelError({ path: folder, reason: `tensor ${tensor.name} is in two files` })
+        }
         found.set(tensor.name, tensor)
       }
     }
-    const ordered = new Map<string, SafetensorsTensor>()
-    for (const expected of tensorShapes(shape)) {
-      const tensor = found.get(expected.name)
-      if (tensor === undefined) return yield* failed(`tensor ${expected.name} is missing`)
-      if (tensor.shape.join() !== expected.shape.join()) {
-        return yield* failed(
-          `tensor ${expected.name} is [${tensor.shape.join(", ")}], config.json asks for [${expected.shape.join(", ")}]`
-        )
-      }
-      ordered.set(expected.name, tensor)
-    }
-    const foreign = [...found.keys()].find((name) => !ordered.has(name) && !isRedundant(name, shape))
-    if (foreign !== undefined) return yield* failed(`tensor ${foreign} belongs to no part of the model in config.json`)
-    return { folder, shape, tensors: ordered }
+    return { folder, shape, tensors: yield* tensorsOf(folder, found, shape) }
   })
 
 /** Puts a model folder's weights into the engine's model, which must have been made with `toModelConfig(source.shape)`. */

@@ -24,10 +24,23 @@ const uniform = (seed: number) => () => {
   return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
 }
 
+/** Whether two arrays hold the same bits. Deep equality of large arrays takes seconds. */
+export const sameBits = (a: Float32Array, b: Float32Array): boolean =>
+  Buffer.from(a.buffer, a.byteOffset, a.byteLength).equals(Buffer.from(b.buffer, b.byteOffset, b.byteLength))
+
 export const elementsOf = (shape: ReadonlyArray<number>): number => shape.reduce((product, size) => product * size, 1)
 
 /** By Hugging Face's names. Matrices have a standard deviation of 1.5 / sqrt(columns), the embedding of 1, norms lie around 1. */
-export const randomWeights = (shape: ModelShape, seed = 1): ReadonlyMap<string, Float32Array> =>
+export const randomWeights = (shape: ModelShape, seed = 1): ReadonlyMap<string, Float32Array> => {
+  const key = JSON.stringify([shape, seed])
+  const weights = made.get(key) ?? make(shape, seed)
+  made.set(key, weights)
+  return weights
+}
+
+const made = new Map<string, ReadonlyMap<string, Float32Array>>()
+
+const make = (shape: ModelShape, seed: number): ReadonlyMap<string, Float32Array> =>
   new Map(
     tensorShapes(shape).map((tensor, index) => {
       const next = uniform(seed * 1000 + index)
