@@ -202,13 +202,13 @@ export const evalStage = defineStage({
         ).pipe(Effect.catchTag("TaskError", (error) => badQuestions(error)))
         total ||= inputs.models.length * prepared.reduce((sum, task) => sum + task.sequences.length, 0)
         const tasks: Record<string, Metrics> = {}
-        for (const [at, task] of prepared.entries()) {
+        for (const task of prepared) {
           const results = yield* scoreSequences({
             task: task.name,
             owner: handle.digest,
             sequences: task.sequences,
             batchTokens: params.batch_tokens,
-            log: path.join(context.work, `scores-${index}-${at}.jsonl`),
+            log: path.join(context.work, `scores-${index}-${task.name.replaceAll(/[^\w.-]/gu, "_")}.jsonl`),
             score: scorer.score,
             stopRequested: context.stopRequested,
             onScored: (rows, added, fromLog) => {
