@@ -186,7 +186,7 @@ Pieces toy() {
   pieces.add_special();
   float score = 0;
   for (const std::string& text : {space, std::string("a"), std::string("b"), std::string("-"), std::string("="), std::string("é")}) pieces.add(text, --score);
-  for (const std::string& text : {space + space, "a" + space, std::string("ab"), "b" + space + "a", std::string("aa"), std::string("aaa"), space + space + "a",
+  for (const std::string& text : {space + space, std::string("a\xE2\x96\x81"), std::string("ab"), std::string("b\xE2\x96\x81" "a"), std::string("aa"), std::string("aaa"), space + space + "a",
                                   std::string("--"), std::string("----"), std::string("=-"), std::string("éa"), std::string("aaaa")}) {
     pieces.add(text, pieces.texts.size() % 3 == 0 ? score : --score);
   }
