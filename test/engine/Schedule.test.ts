@@ -12,7 +12,7 @@ const base: LearningRateSchedule = {
 }
 
 describe("learningRateAt", () => {
-  // The rates that a torch AdamW run with the same schedule was made with (test/oracle/README.md says how).
+  // The rates that a torch AdamW run with the same schedule was made with (test/oracle/train/*/trajectory.json; gqa-small).
   it("cosine equals the oracle's trajectory", () => {
     const rates = [
       0.00025, 0.0005, 0.00075, 0.001, 0.0009913533761814538, 0.000965745789630079, 0.0009241613255361454,
