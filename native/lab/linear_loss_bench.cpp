@@ -21,6 +21,7 @@ int main(int count, char** arguments) {
   using namespace tinyllama;
   const int threads = count > 1 ? std::atoi(arguments[1]) : 2;
   const double seconds = count > 2 ? std::atof(arguments[2]) : 1.0;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const auto device = make_cpu_device(threads);
   std::string json = "{\"instruction_set\": \"" + std::string(cpu_instruction_set()) + "\", \"threads\": " + std::to_string(threads);
   json += ", \"shapes\": [";

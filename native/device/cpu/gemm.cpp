@@ -16,7 +16,10 @@ constexpr std::int64_t column_block = 384, column_block_transposed = 1536;
 // Elements of the packed right operand held at a time.
 constexpr std::int64_t panel_elements = std::int64_t{1} << 22;
 
-std::string shape_of(const Tensor& tensor) { return "(" + std::to_string(tensor.rows) + ", " + std::to_string(tensor.columns) + ")"; }
+std::string shape_of(const Tensor& tensor) {
+  std::string text = "(";
+  return text.append(std::to_string(tensor.rows)).append(", ").append(std::to_string(tensor.columns)).append(")");
+}
 
 void check(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b) {
   const bool left = transpose_a == Transpose::yes, right = transpose_b == Transpose::yes;

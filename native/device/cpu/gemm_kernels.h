@@ -157,17 +157,19 @@ void pack_right_transposed(float* panels, std::int64_t panel, const float* right
   }
 }
 
+// One step of the depth: `rows` elements in a row, to the groups' place for it.
+template <class V>
+void pack_left_row(float* group, std::int64_t depth, const float* left, std::int64_t rows) {
+  constexpr int size = V::tile_rows;
+  std::int64_t row = 0;
+  for (; row + size <= rows; row += size, group += depth * size) __builtin_memcpy(group, left + row, size * sizeof(float));
+  for (std::int64_t rest = 0; row < rows && rest < size; ++rest) group[rest] = row + rest < rows ? left[row + rest] : 0.f;
+}
+
 // Row by row of the stored matrix, so that memory is read in order.
 template <class V>
 void pack_left_transposed(float* groups, const float* left, std::int64_t stride, std::int64_t depth, std::int64_t rows) {
-  constexpr int size = V::tile_rows;
-  const std::int64_t whole = rows / size * size;
-  for (std::int64_t k = 0; k < depth; ++k, left += stride) {
-    float* group = groups + k * size;
-    for (std::int64_t row = 0; row < whole; row += size, group += depth * size) __builtin_memcpy(group, left + row, size * sizeof(float));
-    if (whole == rows) continue;
-    for (std::int64_t row = 0; row < size; ++row) group[row] = whole + row < rows ? left[whole + row] : 0.f;
-  }
+  for (std::int64_t k = 0; k < depth; ++k) pack_left_row<V>(groups + k * V::tile_rows, depth, left + k * stride, rows);
 }
 
 template <class V>

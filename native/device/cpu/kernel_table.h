@@ -28,6 +28,7 @@ constexpr Kernels kernel_table = {
     .column_maxima = column_maxima<V>,
     .column_exponentials = column_exponentials<V>,
     .scale_columns = scale_columns<V>,
+    .scale_columns_and_pack = scale_columns_and_pack<V>,
     .softmax_row = softmax_row<V>,
     .softmax_row_backward = softmax_row_backward<V>,
     .scale_row = scale_row<V>,

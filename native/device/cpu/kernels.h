@@ -65,6 +65,9 @@ struct Kernels {
                               std::int64_t columns, bool keep);
   // tile *= factors, column by column.
   void (*scale_columns)(float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns);
+  // The same, and the result packed as by pack_left_transposed(groups, tile, stride, rows, columns).
+  void (*scale_columns_and_pack)(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows,
+                                 std::int64_t columns);
 
   // --- attention, one row of a (queries, keys) tile of scores
   // scores *= scale over the first `visible` entries; they become exp(score - maximum), the others up to `columns` zero. `maximum` and `sum`

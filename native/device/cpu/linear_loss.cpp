@@ -155,12 +155,11 @@ void add_weight_gradient(const Kernels& kernels, const Chunk& chunk, std::int64_
   }
 }
 
-// share(rows, width) (+)= tileᵀ · weight block.
-void add_hidden_gradient(const Kernels& kernels, const Chunk& chunk, std::int64_t index, const Tensor& weight, float* panels, float* groups,
-                         float* share, bool accumulate) {
+// share(rows, width) (+)= tileᵀ · weight block, the tile packed in `groups`.
+void add_hidden_gradient(const Kernels& kernels, const Chunk& chunk, std::int64_t index, const Tensor& weight, float* panels,
+                         const float* groups, float* share, bool accumulate) {
   const std::int64_t depth = chunk.tile_rows(index), panel = depth * kernels.tile_columns;
   kernels.pack_right(panels, panel, weight.f32() + index * vocabulary_block * weight.stride, weight.stride, depth, weight.columns);
-  kernels.pack_left_transposed(groups, chunk.tile(index), chunk.stride, depth, chunk.count);
   GemmBlock block{};
   block.rows = chunk.count;
   block.columns = weight.columns;
@@ -208,17 +207,23 @@ void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhid
       const std::int64_t packed_weight = vocabulary_block * round_up(width, kernels.tile_columns);
       float* weight_panels = context.thread[static_cast<std::size_t>(thread)].request(
           packed_weight + vocabulary_block * round_up(chunk.count, kernels.tile_rows));
+      float* packed_tile = weight_panels + packed_weight;
       float* share = shares + group * chunk.capacity * width;
       const std::int64_t begin = group * chunk.blocks() / groups, end = (group + 1) * chunk.blocks() / groups;
       for (std::int64_t block = begin; block < end; ++block) {
+        // From exponentials to the gradient of the logits: softmax * scale, less scale at the target.
+        const std::int64_t depth = chunk.tile_rows(block);
         kernels.scale_columns(chunk.maxima(block), chunk.stride, chunk.factors(), 1, chunk.count);
-        kernels.scale_columns(chunk.tile(block), chunk.stride, chunk.maxima(block), chunk.tile_rows(block), chunk.count);
+        kernels.scale_columns_and_pack(packed_tile, chunk.tile(block), chunk.stride, chunk.maxima(block), depth, chunk.count);
         for (std::int64_t column = 0; column < chunk.count; ++column) {
           const std::int64_t target = targets[chunk.row(column)] - block * vocabulary_block;
-          if (target >= 0 && target < chunk.tile_rows(block)) chunk.tile(block)[target * chunk.stride + column] -= scale;
+          if (target < 0 || target >= depth) continue;
+          const std::int64_t group_at = column / kernels.tile_rows * depth + target;
+          chunk.tile(block)[target * chunk.stride + column] -= scale;
+          packed_tile[group_at * kernels.tile_rows + column % kernels.tile_rows] -= scale;
         }
         add_weight_gradient(kernels, chunk, block, rows, dweight);
-        add_hidden_gradient(kernels, chunk, block, weight, weight_panels, weight_panels + packed_weight, share, block > begin);
+        add_hidden_gradient(kernels, chunk, block, weight, weight_panels, packed_tile, share, block > begin);
       }
     });
 

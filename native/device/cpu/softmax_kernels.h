@@ -1,40 +1,64 @@
 // Softmax: down the columns of transposed logits (cross entropy), and along the rows of attention's score tiles.
 #pragma once
+#include "native/device/cpu/gemm_kernels.h"
 #include "native/device/cpu/kernels.h"
 #include "native/device/cpu/simd_math.h"
 
 namespace tinyllama {
 namespace {
 
+// The columns' loops go row by row, with the running results in memory: the tile is then read in order.
 template <class V>
 void column_maxima(float* maxima, const float* tile, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
-  for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
-    auto maximum = part.load(tile + i);
-    for (std::int64_t row = 1; row < rows; ++row) maximum = V::max(maximum, part.load(tile + row * stride + i));
-    part.store(maxima + i, maximum);
-  });
+  __builtin_memcpy(maxima, tile, static_cast<std::size_t>(columns) * sizeof(float));
+  for (std::int64_t row = 1; row < rows; ++row) {
+    const float* from = tile + row * stride;
+    for_each_vector<V>(columns, [&](std::int64_t i, auto part) { part.store(maxima + i, V::max(part.load(maxima + i), part.load(from + i))); });
+  }
+}
+
+template <class V, bool weighted, bool keep>
+void add_exponentials(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
+                      std::int64_t columns) {
+  for_each_vector<V>(columns, [&](std::int64_t i, auto part) { part.store(sums + i, V::zero()); });
+  for (std::int64_t row = 0; row < rows; ++row) {
+    float* at = tile + row * stride;
+    for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
+      const auto value = exponential<V>(V::sub(part.load(at + i), part.load(maxima + i))), sum = part.load(sums + i);
+      if constexpr (weighted) {
+        part.store(sums + i, V::fma(value, part.load(weights + row * stride + i), sum));
+      } else {
+        part.store(sums + i, V::add(sum, value));
+      }
+      if constexpr (keep) part.store(at + i, value);
+    });
+  }
 }
 
 template <class V>
 void column_exponentials(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
                          std::int64_t columns, bool keep) {
-  for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
-    const auto maximum = part.load(maxima + i);
-    auto sum = V::zero();
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float* at = tile + row * stride + i;
-      const auto value = exponential<V>(V::sub(part.load(at), maximum));
-      sum = weights ? V::fma(value, part.load(weights + row * stride + i), sum) : V::add(sum, value);
-      if (keep) part.store(at, value);
-    }
-    part.store(sums + i, sum);
-  });
+  if (weights) {
+    keep ? add_exponentials<V, true, true>(sums, tile, stride, maxima, weights, rows, columns)
+         : add_exponentials<V, true, false>(sums, tile, stride, maxima, weights, rows, columns);
+  } else {
+    keep ? add_exponentials<V, false, true>(sums, tile, stride, maxima, nullptr, rows, columns)
+         : add_exponentials<V, false, false>(sums, tile, stride, maxima, nullptr, rows, columns);
+  }
 }
 
 template <class V>
 void scale_columns(float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns) {
   for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
     for_each_vector<V>(columns, [&](std::int64_t i, auto part) { part.store(tile + i, V::mul(part.load(tile + i), part.load(factors + i))); });
+  }
+}
+
+template <class V>
+void scale_columns_and_pack(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns) {
+  for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
+    scale_columns<V>(tile, stride, factors, 1, columns);
+    pack_left_row<V>(groups + row * V::tile_rows, rows, tile, columns);
   }
 }
 
