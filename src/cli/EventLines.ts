@@ -81,6 +81,9 @@ export const follow = (
   return readings
 }
 
+/** Metrics that the line already says by its own means: amounts, rates, time left. The journal keeps them all. */
+const IMPLIED_METRIC = /^(steps?|tokens)$|_(left|per_second|bytes)$/u
+
 /** One live line: name, bar, share, amounts, rate, time left, metrics; cut to `width` columns. */
 export const readingLine = (reading: StageReading, now: number, nameWidth: number, width: number): string => {
   const name = reading.stage.padEnd(nameWidth)
@@ -98,8 +101,10 @@ export const readingLine = (reading: StageReading, now: number, nameWidth: numbe
   const pace =
     rate > 0 ? (last.unit === "bytes" ? `${Format.bytes(rate)}/s` : `${Format.count(rate)} ${last.unit}/s`) : ""
   const metrics = Object.entries(last.metrics)
-    .flatMap(([metric, value]) => (value === null ? [] : [`${metric} ${Format.count(value)}`]))
-    .join(" ")
+    .flatMap(([metric, value]) =>
+      value === null || IMPLIED_METRIC.test(metric) ? [] : [`${metric} ${Format.count(value)}`]
+    )
+    .join("  ")
   return [name, Format.bar(share, 16), `${String(Math.floor(share * 100)).padStart(3)} %`, amounts, pace, left, metrics]
     .filter((part) => part !== "")
     .join("  ")

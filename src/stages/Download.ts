@@ -84,6 +84,7 @@ export const downloadStage = defineStage({
   params,
   inputs: {},
   outputs: { documents: { type: "Documents", describe: "the files, and where each came from" } },
+  headline: ({ documents }) => `${String(documents["files"])} files, ${String(documents["bytes"])} bytes`,
 
   observe: (params, baseDirectory) =>
     Effect.forEach(params.sources, (source, index) =>

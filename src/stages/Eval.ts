@@ -3,7 +3,7 @@
  * the same requests, side by side in one report.
  */
 import { basename } from "node:path"
-import { Clock, Effect, FileSystem, Path, Schema } from "effect"
+import { Clock, Effect, FileSystem, Option, Path, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { readList } from "../data/Documents.ts"
 import { openSplit } from "../data/PackedDataset.ts"
@@ -158,6 +158,7 @@ export const evalStage = defineStage({
     questions: { type: "Documents", optional: true, describe: "jsonl files of {query, choices, gold}." }
   },
   outputs: { report: { type: "EvalReport", describe: "report.json and report.md: every model on every task." } },
+  headline: ({ report }) => (Array.isArray(report["models"]) ? report["models"].map(modelHeadline).join("; ") : ""),
   run: Effect.fn("eval")(function* (context) {
     const { inputs, log, params, threads } = context
     const fs = yield* FileSystem.FileSystem
@@ -289,3 +290,17 @@ const factsOf = ({ model, tasks }: ModelScores) => {
     tasks: rest
   }
 }
+
+const ModelFacts = Schema.Struct({
+  model: Schema.String,
+  perplexity: Schema.optionalKey(Schema.Finite),
+  tasks: Schema.Record(Schema.String, Schema.Struct({ acc: Schema.Finite }))
+})
+
+/** "chat.model: perplexity 245, questions 0.39" from a model's entry in the facts. */
+const modelHeadline = (facts: Schema.Json): string =>
+  Option.match(Schema.decodeUnknownOption(ModelFacts)(facts), {
+    onNone: () => "",
+    onSome: ({ model, perplexity, tasks }) =>
+      `${model}: ${[...(perplexity === undefined ? [] : [`perplexity ${perplexity.toPrecision(3)}`]), ...Object.entries(tasks).map(([task, { acc }]) => `${task} ${acc.toFixed(2)}`)].join(", ")}`
+  })

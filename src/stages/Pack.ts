@@ -121,6 +121,8 @@ export const packStage = defineStage({
   },
   inputs: { tokens: { type: "TokenShards", many: true, describe: "token shards, one source each" } },
   outputs: { dataset: { type: "PackedDataset", describe: "blocks to train on and to validate with" } },
+  headline: ({ dataset }) =>
+    `${String(dataset["train_blocks"])} blocks of ${String(dataset["seq_len"])} tokens to train on, ${String(dataset["validation_blocks"])} to validate with`,
 
   run: Effect.fn("pack")(function* (context) {
     const { seq_len, validation, seed } = context.params

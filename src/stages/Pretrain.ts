@@ -178,6 +178,15 @@ export const pretrainStage = defineStage({
   outputs: {
     state: { type: "TrainingState", describe: "Checkpoints with optimizer state, and the metrics of every step." }
   },
+  headline: ({ state }) => {
+    const first = state["first_validation_loss"]
+    const last = state["validation_loss"]
+    const fall =
+      typeof first === "number" && typeof last === "number"
+        ? `, validation loss ${first.toFixed(2)} → ${last.toFixed(2)} (−${((1 - last / first) * 100).toFixed(0)} %)`
+        : ""
+    return `${String(state["parameters"])} parameters, ${String(state["tokens"])} tokens${fall}`
+  },
   run: Effect.fn("pretrain")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { model: shape, seed } = params

@@ -167,6 +167,10 @@ export const sftStage = defineStage({
     conversations: { type: "Documents", describe: 'JSON lines {"text": "### Human: …### Assistant: …"}.' }
   },
   outputs: { model: { type: "HfModel", describe: "The fine-tuned model, with its tokenizer and chat template." } },
+  headline: ({ model }) => {
+    const loss = model["training_loss"]
+    return `${String(model["conversations"])} conversations, ${String(model["steps"])} steps${typeof loss === "number" ? `, loss ${loss.toFixed(3)}` : ""}`
+  },
   run: Effect.fn("sft")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { seed } = params

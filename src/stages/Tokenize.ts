@@ -75,6 +75,7 @@ export const tokenizeStage = defineStage({
   },
   inputs: { documents: { type: "Documents", many: true, describe: "text files and jsonl, taken in order" } },
   outputs: { tokens: { type: "TokenShards", describe: "token ids of every document" } },
+  headline: ({ tokens }) => `${String(tokens["tokens"])} tokens of ${String(tokens["documents"])} documents`,
 
   run: Effect.fn("tokenize")(function* (context) {
     const { bos, eos, shard_bytes } = context.params
