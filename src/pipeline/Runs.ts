@@ -9,11 +9,11 @@
  *
  * and <runs>/latest points to the newest.
  */
-import { Clock, Context, Effect, FileSystem, Layer, Option, Path, PlatformError, Runtime, Schema } from "effect"
-import { writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
+import { Clock, Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, Runtime, Schema } from "effect"
+import { storageFailure, writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import { journalFile, readJournal, timestamp } from "./Journal.ts"
 import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
-import type { RunEvent, RunStatus } from "./RunEvent.ts"
+import type { RunEvent } from "./RunEvent.ts"
 import { lockHolder } from "./RunLock.ts"
 import { runName } from "./RunName.ts"
 import { KeyParts } from "./StageKey.ts"
@@ -249,11 +249,7 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
 
 export const storageError =
   (path: string) =>
-  (error: PlatformError.PlatformError): StorageError =>
-    new StorageError({
-      path,
-      message: `${path}: ${error.message}`,
-      next: "check that the folder is there, writable and on a disk with room, then run again"
-    })
-
-export const isFinished = (status: RunRecord["status"]): status is RunStatus => status !== "running"
+  (error: PlatformError.PlatformError): StorageError => {
+    const { message, next } = storageFailure(path)(error)
+    return new StorageError({ path, message, next })
+  }

@@ -36,8 +36,9 @@ export const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
     process.off("SIGINT", onSignal)
     process.off("SIGTERM", onSignal)
     teardown(exit, (code) => {
-      if (received !== undefined || code !== 0)
-        process.exit(code === 130 && received !== undefined ? exitCodes[received] : code)
+      if (received === undefined && code === 0) return
+      // Success keeps an exit code that the program has set.
+      process.exit(code === 0 ? undefined : code === 130 && received !== undefined ? exitCodes[received] : code)
     })
   })
 })

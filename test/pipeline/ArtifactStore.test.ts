@@ -3,9 +3,10 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync,
 import { join } from "node:path"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, FileSystem, Layer, PlatformError } from "effect"
+import { Effect, FileSystem, Layer } from "effect"
 import type { Manifest } from "../../src/artifacts/Artifact.ts"
 import { ArtifactStore, type KeyRecord } from "../../src/artifacts/ArtifactStore.ts"
+import { fullDisk } from "./fixtures/full-disk.ts"
 import { workplace } from "./fixtures/harness.ts"
 
 const madeBy: Manifest["madeBy"] = {
@@ -42,35 +43,7 @@ const record = (key: string, outputs: Readonly<Record<string, string>>): KeyReco
 /** Fails with ENOSPC in the n-th call that writes (1 for the first); counts them. */
 const fullAfter = (limit: number) => {
   const seen: Array<string> = []
-  const guard = <A>(what: string, effect: Effect.Effect<A, PlatformError.PlatformError>) =>
-    Effect.suspend(() => {
-      seen.push(what)
-      return seen.length === limit
-        ? Effect.fail(
-            PlatformError.systemError({
-              _tag: "Unknown",
-              module: "FileSystem",
-              method: what,
-              cause: Object.assign(new Error("no space left on device"), { code: "ENOSPC" })
-            })
-          )
-        : effect
-    })
-  const layer = Layer.effect(
-    FileSystem.FileSystem,
-    Effect.map(FileSystem.FileSystem, (fs): FileSystem.FileSystem => ({
-      ...fs,
-      open: (path, options) =>
-        Effect.map(fs.open(path, options), (file) => ({
-          ...file,
-          writeAll: (buffer: Uint8Array) => guard("write", file.writeAll(buffer)),
-          sync: guard("sync", file.sync)
-        })),
-      rename: (from, to) => guard("rename", fs.rename(from, to)),
-      makeDirectory: (path, options) => guard("mkdir", fs.makeDirectory(path, options))
-    }))
-  )
-  return { seen, layer }
+  return { seen, layer: fullDisk((operation) => seen.push(operation) === limit) }
 }
 
 const withStore = <A, E>(
