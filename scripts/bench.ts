@@ -7,7 +7,7 @@
  * of their matrix products; and tokens/s against eager PyTorch, both measured in turns, when a python3 with torch is there.
  * The last line is JSON.
  */
-import { availableParallelism } from "node:os"
+import { availableParallelism, loadavg } from "node:os"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect } from "effect"
@@ -35,6 +35,9 @@ const describe = (training: TrainingCase): string =>
 
 /** A peer below this share of the peak runs on the reference BLAS, and beating it says nothing. */
 const FAIR_SHARE = 0.2
+
+/** Other programs that keep this many cores busy make every figure too low. */
+const BUSY_CORES = 0.5
 
 interface Settings {
   readonly native: Native
@@ -116,6 +119,12 @@ const train = Effect.fn("bench.train")(function* (options: {
   const native = yield* load
   const { quick, threads } = options
   const effort: Effort = quick ? { seconds: 1, steps: 2 } : { seconds: 6, steps: 3 }
+  const busy = loadavg()[0] ?? 0
+  if (busy > BUSY_CORES) {
+    yield* Console.log(
+      `WARNING: the machine is busy (load ${number(busy, 1)} before the start): rates and shares will be too low`
+    )
+  }
   const measurePeak = Effect.promise(() => native.measurePeak(threads, quick ? 0.5 : 1))
   // The best of three: what other processes take must not lower what shares are taken of.
   const peak = Math.max(yield* measurePeak, yield* measurePeak, yield* measurePeak)
@@ -142,7 +151,15 @@ const train = Effect.fn("bench.train")(function* (options: {
   const shapes = quick ? [cases.demo, cases.small] : [cases.demo, cases.small, cases.large]
   const torch = python === undefined ? null : yield* benchAgainstTorch(settings, python, shapes)
   yield* Console.log(
-    JSON.stringify({ instructionSet: native.instructionSet(), threads, peakGflops: peak, steps, products, torch })
+    JSON.stringify({
+      instructionSet: native.instructionSet(),
+      threads,
+      loadBefore: busy,
+      peakGflops: peak,
+      steps,
+      products,
+      torch
+    })
   )
 })
 
@@ -150,9 +167,15 @@ Command.make(
   "bench",
   {
     mode: Argument.Literals("mode", ["train"]).pipe(Argument.withDefault("train")),
-    quick: Flag.Boolean("quick").pipe(Flag.withDescription("A minute at most: short measurements, no large model")),
-    threads: Flag.Int("threads").pipe(Flag.withDefault(availableParallelism())),
-    noTorch: Flag.Boolean("no-torch").pipe(Flag.withDescription("Do not look for PyTorch"))
+    quick: Flag.Boolean("quick").pipe(
+      Flag.withDescription("A minute at most: short measurements, no large model"),
+      Flag.withDefault(false)
+    ),
+    threads: Flag.Int("threads").pipe(
+      Flag.withDescription("Threads of the engine and of PyTorch; all by default"),
+      Flag.withDefault(availableParallelism())
+    ),
+    noTorch: Flag.Boolean("no-torch").pipe(Flag.withDescription("Do not look for PyTorch"), Flag.withDefault(false))
   },
   ({ noTorch, quick, threads }) => train({ quick, threads, torch: !noTorch })
 ).pipe(
