@@ -96,8 +96,8 @@ export interface MatmulShape {
   readonly count: number
 }
 
-/** Rows of the output projection at a time: the loss is computed in chunks, never for the whole batch. */
-const HEAD_ROWS = 256
+/** Rows of the output projection at a time: the loss is computed in chunks (of this size on the CPU), never for the whole batch. */
+const HEAD_ROWS = 480
 
 /** Every matrix product of one training step: y = x·Wᵀ, dx = dy·W, dW = dyᵀ·x for each weight. */
 export const matmulsOf = ({ batch, length, shape }: TrainingCase): ReadonlyArray<MatmulShape> => {
