@@ -102,10 +102,11 @@ const conclude = Effect.fnUntraced(function* (
     return yield* new StageError({ failure, message: last.message, next: last.next })
   }
   if (ended === "stop") {
-    const grace = Duration.format(attempt.grace)
-    return yield* new Preempted({
-      message: `did not save within ${grace} and was ended; it goes on from its last checkpoint`
-    })
+    const message =
+      exit.signal === "SIGKILL"
+        ? `did not save within ${Duration.format(attempt.grace)} and was ended; it goes on from its last checkpoint`
+        : "stopped before it had begun"
+    return yield* new Preempted({ message })
   }
   return yield* lost(attempt, exit)
 })

@@ -38,7 +38,7 @@ export const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
     teardown(exit, (code) => {
       if (received === undefined && code === 0) return
       // Success keeps an exit code that the program has set.
-      process.exit(code === 0 ? undefined : code === 130 && received !== undefined ? exitCodes[received] : code)
+      process.exit(code === 0 ? process.exitCode : code === 130 && received !== undefined ? exitCodes[received] : code)
     })
   })
 })
