@@ -257,6 +257,16 @@ const parse = (bytes: Uint8Array, fileBytes: number) => {
   return { metadata, table, dataStart }
 }
 
+/** `parse`, with its two signals as values; anything else is a fault of this file. */
+const tryParse = (bytes: Uint8Array, fileBytes: number): ReturnType<typeof parse> | Incomplete | Malformed => {
+  try {
+    return parse(bytes, fileBytes)
+  } catch (signal) {
+    if (signal instanceof Incomplete || signal instanceof Malformed) return signal
+    throw signal
+  }
+}
+
 /** Opens `path` and reads its header; a tensor's data come when asked for. Nothing stays open. */
 export const readGguf: (path: string) => Effect.Effect<GgufFile, GgufError, FileSystem.FileSystem> = Effect.fn(
   "readGguf"
@@ -285,18 +295,8 @@ export const readGguf: (path: string) => Effect.Effect<GgufFile, GgufError, File
   let length = Math.min(fileBytes, FIRST_READ_BYTES)
   for (;;) {
     const bytes = yield* readRange(0, length)
-    const result = yield* Effect.try({
-      try: () => parse(bytes, fileBytes),
-      catch: (signal) => signal
-    }).pipe(
-      Effect.catch((signal) =>
-        signal instanceof Incomplete
-          ? Effect.succeed(signal)
-          : signal instanceof Malformed
-            ? Effect.fail(failed(signal.message))
-            : Effect.die(signal)
-      )
-    )
+    const result = tryParse(bytes, fileBytes)
+    if (result instanceof Malformed) return yield* failed(result.message)
     if (result instanceof Incomplete) {
       length = Math.min(fileBytes, Math.max(2 * length, result.needed))
       continue
