@@ -5,7 +5,7 @@ import { checkKeys, describeVia, suggest } from "./Overlay.ts"
 import { bytesForm, durationForm, parseBytes, parseDuration } from "./Quantity.ts"
 import type { Edge, Resources, RetryPolicy } from "./ResolvedPipeline.ts"
 import { type AnyStageType, FailureClass } from "./StageType.ts"
-import { diagnose, type MappingNode, type Node, type ScalarNode, type Span } from "./YamlSource.ts"
+import { diagnose, type MappingNode, type Node, type Span } from "./YamlSource.ts"
 
 /** Trying again unchanged cannot help against these. */
 const hopeless: ReadonlyArray<FailureClass> = ["out-of-memory", "invalid-input", "diverged"]
@@ -46,8 +46,7 @@ const wrong = (node: Node, path: string, wanted: string, report: Array<Diagnosti
   return undefined
 }
 
-const scalarAt = (block: MappingNode | undefined, key: string): ScalarNode | Exclude<Node, ScalarNode> | undefined =>
-  block?.entries.get(key)?.value
+const nodeOf = (block: MappingNode | undefined, key: string): Node | undefined => block?.entries.get(key)?.value
 
 const integerAt = (
   block: MappingNode | undefined,
@@ -56,7 +55,7 @@ const integerAt = (
   minimum: number,
   report: Array<Diagnostic>
 ): number | undefined => {
-  const node = scalarAt(block, key)
+  const node = nodeOf(block, key)
   if (node === undefined) return undefined
   if (node._tag === "scalar" && Number.isInteger(node.value) && Number(node.value) >= minimum) return Number(node.value)
   return wrong(node, `${path}.${key}`, `a whole number of at least ${minimum}`, report)
@@ -68,7 +67,7 @@ export const durationAt = (
   path: string,
   report: Array<Diagnostic>
 ): Duration.Duration | undefined => {
-  const node = scalarAt(block, key)
+  const node = nodeOf(block, key)
   if (node === undefined) return undefined
   const duration = node._tag === "scalar" && typeof node.value === "string" ? parseDuration(node.value) : undefined
   return duration ?? wrong(node, path === "" ? key : `${path}.${key}`, durationForm, report)
@@ -83,23 +82,21 @@ export const decodeRetry = (
 ): RetryPolicy => {
   if (block === undefined) return base
   checkKeys(block, path, ["times", "backoff", "base", "max", "jitter", "for"], "retry", report)
-  const backoff = scalarAt(block, "backoff")
-  const jitter = scalarAt(block, "jitter")
-  const classes = scalarAt(block, "for")
-  const policy = { ...base }
+  const backoff = nodeOf(block, "backoff")
+  const jitter = nodeOf(block, "jitter")
+  const classes = nodeOf(block, "for")
   return {
-    times: integerAt(block, "times", path, 0, report) ?? policy.times,
-    base: durationAt(block, "base", path, report) ?? policy.base,
-    max: durationAt(block, "max", path, report) ?? policy.max,
-    backoff:
-      backoff === undefined ? policy.backoff : (decodeBackoff(backoff, `${path}.backoff`, report) ?? policy.backoff),
+    times: integerAt(block, "times", path, 0, report) ?? base.times,
+    base: durationAt(block, "base", path, report) ?? base.base,
+    max: durationAt(block, "max", path, report) ?? base.max,
+    backoff: backoff === undefined ? base.backoff : (decodeBackoff(backoff, `${path}.backoff`, report) ?? base.backoff),
     jitter:
       jitter === undefined
-        ? policy.jitter
+        ? base.jitter
         : jitter._tag === "scalar" && typeof jitter.value === "boolean"
           ? jitter.value
-          : (wrong(jitter, `${path}.jitter`, "true or false", report) ?? policy.jitter),
-    for: classes === undefined ? policy.for : decodeClasses(classes, `${path}.for`, report)
+          : (wrong(jitter, `${path}.jitter`, "true or false", report) ?? base.jitter),
+    for: classes === undefined ? base.for : decodeClasses(classes, `${path}.for`, report)
   }
 }
 
@@ -132,9 +129,9 @@ export const decodeResources = (
   report: Array<Diagnostic>
 ): Resources => {
   if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "gpus"], "resources", report)
-  const cpus = scalarAt(block, "cpus")
+  const cpus = nodeOf(block, "cpus")
   const all = cpus?._tag === "scalar" && cpus.value === "all"
-  const memory = scalarAt(block, "memory")
+  const memory = nodeOf(block, "memory")
   const size =
     memory?._tag === "scalar" && (typeof memory.value === "string" || typeof memory.value === "number")
       ? parseBytes(memory.value)
