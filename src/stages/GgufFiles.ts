@@ -93,10 +93,12 @@ export const makeGgufFiles = Effect.fn("makeGgufFiles")(function* (
   const make = Effect.fnUntraced(function* (type: GgufType, index: number) {
     const name = `model-${type}.gguf`
     const kept = path.join(context.work, name)
+    // Never written in place: an artifact that was published may share the file by a link.
+    const draft = `${kept}.draft`
     const earlier = yield* finished(kept, source.digest)
     const report =
       earlier ??
-      (yield* writeLlamaGguf(kept, {
+      (yield* writeLlamaGguf(draft, {
         name: "tinyllama",
         shape,
         type,
@@ -112,6 +114,7 @@ export const makeGgufFiles = Effect.fn("makeGgufFiles")(function* (
           )
       }))
     if (earlier === undefined) {
+      yield* fs.rename(draft, kept)
       yield* fs.writeFileString(`${kept}.json`, yield* encodeReport({ source: source.digest, ...report }))
     }
     context.log(line(type, report) + (earlier === undefined ? "" : " (made by an earlier attempt)"))

@@ -1,4 +1,4 @@
-import { statSync, writeFileSync } from "node:fs"
+import { rmSync, statSync, writeFileSync } from "node:fs"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, it } from "@effect/vitest"
 import { Effect } from "effect"
@@ -68,10 +68,17 @@ it.live("a longer list makes only what is new, and a spoiled file again; the res
     assert.deepStrictEqual(filesOf(longer.outputs.gguf.folder), filesOf(fresh.outputs.gguf.folder))
     assert.strictEqual(longer.outputs.gguf.digest, fresh.outputs.gguf.digest)
 
+    rmSync(`${work}/model-Q8_0.gguf`)
     writeFileSync(`${work}/model-Q8_0.gguf`, "spoiled")
     const again = yield* runStage(quantizeStage, { inputs: { model }, work })
     assert.notMatch(again.logs[0]!, /earlier/)
     assert.strictEqual(again.outputs.gguf.digest, fresh.outputs.gguf.digest)
+
+    // Another model in the same work folder: new files, and those of the first stay as they were.
+    const other = yield* modelWith("guanaco")
+    const renewed = yield* runStage(quantizeStage, { inputs: { model: other }, work })
+    assert.notMatch(renewed.logs[0]!, /earlier/)
+    assert.deepStrictEqual(filesOf(again.outputs.gguf.folder), filesOf(fresh.outputs.gguf.folder))
   })
 )
 
