@@ -1,4 +1,5 @@
-// Builds the native engine. Runs as npm's install hook in a checkout, where every machine has the compiler that the README asks for.
+// Builds the native engine, and only the addon: test programs are built when tests run. Runs as npm's install hook in a checkout, where every
+// machine has the compiler that the README asks for.
 import { spawnSync } from "node:child_process"
 import { createRequire } from "node:module"
 import { availableParallelism } from "node:os"
@@ -8,7 +9,18 @@ const root = fileURLToPath(new URL("..", import.meta.url))
 const cmakeJs = createRequire(import.meta.url).resolve("cmake-js/bin/cmake-js")
 const build = spawnSync(
   process.execPath,
-  [cmakeJs, "compile", "--out", "build", "--config", "Release", "--parallel", String(availableParallelism())],
+  [
+    cmakeJs,
+    "compile",
+    "--out",
+    "build",
+    "--config",
+    "Release",
+    "--target",
+    "tinyllama_native",
+    "--parallel",
+    String(availableParallelism())
+  ],
   { cwd: root, stdio: "inherit" }
 )
 

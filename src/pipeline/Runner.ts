@@ -207,7 +207,6 @@ const runStages = Effect.fnUntraced(function* (
 
   const settle = Effect.fnUntraced(function* (stage: ResolvedStage) {
     const above = yield* settledOf(stage.needs)
-    const began = yield* Clock.currentTimeMillis
     const forced = roles.forced(stage.name)
     const role = roles.of(stage.name) === "run" ? "run" : "reuse"
     const obstacle = role === "run" ? obstacleAbove(stage, above) : undefined
@@ -220,8 +219,7 @@ const runStages = Effect.fnUntraced(function* (
         inputs: inputsFrom(stage, above),
         observed: observed.get(stage.name) ?? Result.succeed(null)
       }).pipe(Effect.catchCause((cause) => failed(context, stage, cause))))
-    const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000
-    const summary = summarize(stage, result, result._tag === "Done" || result._tag === "Failed" ? seconds : 0)
+    const summary = summarize(stage, result)
     yield* announce(context, summary, result)
     return { summary, result: result._tag === "Skipped" ? undefined : result } satisfies Settled
   })
@@ -318,11 +316,11 @@ const internal = (reason: unknown, pretty: string): StageError => {
   return new StageError({ failure: "internal", message, next })
 }
 
-const summarize = (stage: ResolvedStage, result: StageResult | Skipped, seconds: number): StageSummary => {
+const summarize = (stage: ResolvedStage, result: StageResult | Skipped): StageSummary => {
   const base = {
     stage: stage.name,
     uses: stage.type.name,
-    seconds,
+    seconds: "seconds" in result ? (result.seconds ?? 0) : 0,
     attempts: "attempts" in result ? result.attempts : 0
   }
   switch (result._tag) {

@@ -41,8 +41,9 @@ export type Outputs = Readonly<Record<string, ArtifactHandle>>
 
 export type StageResult =
   | { readonly _tag: "Cached"; readonly outputs: Outputs }
-  | { readonly _tag: "Done"; readonly outputs: Outputs; readonly attempts: number }
-  | { readonly _tag: "Failed"; readonly error: StageError; readonly attempts: number }
+  /** `seconds` from the first attempt's start: waiting for inputs, locks and cores is not in it. */
+  | { readonly _tag: "Done"; readonly outputs: Outputs; readonly attempts: number; readonly seconds: number }
+  | { readonly _tag: "Failed"; readonly error: StageError; readonly attempts: number; readonly seconds?: number }
   | { readonly _tag: "Preempted"; readonly message: string; readonly attempts: number }
   /** A stage kept as it is that has no result to give. */
   | { readonly _tag: "Unavailable"; readonly message: string }
@@ -143,6 +144,9 @@ const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment:
   )
 }, Effect.scoped)
 
+/** Seconds since a time in milliseconds. */
+const since = (began: number) => Effect.map(Clock.currentTimeMillis, (now) => (now - began) / 1000)
+
 /** Tries until one attempt works, a failure is final, or the run stops. */
 const attempts = Effect.fnUntraced(function* (
   context: RunContext,
@@ -152,19 +156,26 @@ const attempts = Effect.fnUntraced(function* (
   cpus: number
 ) {
   const { stage } = assignment
+  const began = yield* Clock.currentTimeMillis
   for (let failures = 0; ;) {
     if (yield* context.stopping)
       return { _tag: "Preempted", message: "stopped before it began", attempts: failures } satisfies StageResult
     const result = yield* Effect.result(attemptOnce(context, assignment, decision, lock, cpus))
     if (Result.isSuccess(result))
-      return { _tag: "Done", outputs: result.success, attempts: failures + 1 } satisfies StageResult
+      return {
+        _tag: "Done",
+        outputs: result.success,
+        attempts: failures + 1,
+        seconds: yield* since(began)
+      } satisfies StageResult
     const { error, number } = result.failure
     failures++
     if (error._tag === "Preempted")
       return { _tag: "Preempted", message: error.message, attempts: failures } satisfies StageResult
     const delay = (yield* context.stopping) ? undefined : yield* retryDelay(stage.retry, error.failure, failures)
     yield* announceFailure(context, stage, number, error, delay === undefined ? undefined : Duration.toSeconds(delay))
-    if (delay === undefined) return { _tag: "Failed", error, attempts: failures } satisfies StageResult
+    if (delay === undefined)
+      return { _tag: "Failed", error, attempts: failures, seconds: yield* since(began) } satisfies StageResult
     yield* Effect.timeoutOption(context.stop, delay)
   }
 })
@@ -247,7 +258,7 @@ const attemptOnce = Effect.fnUntraced(function* (
       onStart: lock.setWorker,
       onEvent: (event) => relay(context, stage, number, event)
     })
-    const seconds = ((yield* Clock.currentTimeMillis) - started) / 1000
+    const seconds = yield* since(started)
     return yield* publish(context, stage, decision, number, seconds, outputs, facts)
   }).pipe(
     // What an unfinished attempt wrote to its outputs is of no use; what can be resumed lies in the work folder.

@@ -158,6 +158,7 @@ export const evalStage = defineStage({
     questions: { type: "Documents", optional: true, describe: "jsonl files of {query, choices, gold}." }
   },
   outputs: { report: { type: "EvalReport", describe: "report.json and report.md: every model on every task." } },
+  cpus: "all",
   headline: ({ report }) => (Array.isArray(report["models"]) ? report["models"].map(modelHeadline).join("; ") : ""),
   run: Effect.fn("eval")(function* (context) {
     const { inputs, log, params, threads } = context
