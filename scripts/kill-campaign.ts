@@ -99,11 +99,9 @@ const disturb = async (
 ): Promise<{ readonly runs: string; readonly hit: boolean; readonly last: Finished }> => {
   const runs = temporary()
   const { child, finished } = start(runs)
-  let over = false
-  void finished.then(() => (over = true))
   await Promise.race([sleep(moment * 1000), finished])
   let hit = false
-  while (!over && !hit) {
+  while (child.exitCode === null && child.signalCode === null && !hit) {
     const victim = target === "runner" ? child.pid : childrenOf(child.pid ?? 0)[0]
     if (victim !== undefined) {
       try {

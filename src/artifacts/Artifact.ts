@@ -26,6 +26,12 @@ export const ArtifactFile = Schema.Struct({
 export const Facts = Schema.Record(Schema.String, Schema.Json)
 export type Facts = typeof Facts.Type
 
+/** A counted fact as people read it: 471218 → "471,218"; "?" where it is missing. For the headlines of stages. */
+export const countIn = (facts: Facts, name: string): string => {
+  const value = facts[name]
+  return typeof value === "number" ? value.toLocaleString("en") : "?"
+}
+
 export const Manifest = Schema.Struct({
   type: ArtifactType,
   /** sha256 of (type, files, facts) in canonical JSON. */

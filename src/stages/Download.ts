@@ -6,6 +6,7 @@ import { createHash } from "node:crypto"
 import { copyFile, link, mkdir, open, writeFile } from "node:fs/promises"
 import { dirname, join } from "node:path"
 import { Effect, Schema } from "effect"
+import { countIn } from "../artifacts/Artifact.ts"
 import { type DocumentFile, encodeList, listFile } from "../data/Documents.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { describe, plan, planLocal, type Planned } from "../data/DownloadPlan.ts"
@@ -84,7 +85,7 @@ export const downloadStage = defineStage({
   params,
   inputs: {},
   outputs: { documents: { type: "Documents", describe: "the files, and where each came from" } },
-  headline: ({ documents }) => `${String(documents["files"])} files, ${String(documents["bytes"])} bytes`,
+  headline: ({ documents }) => `${countIn(documents, "files")} files, ${countIn(documents, "bytes")} bytes`,
 
   observe: (params, baseDirectory) =>
     Effect.forEach(params.sources, (source, index) =>

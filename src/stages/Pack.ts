@@ -3,6 +3,7 @@
  * shuffled, joined end to end and cut; sources are mixed by weights. Nothing is padded, and where every token went is in the log and the facts.
  */
 import { Effect, Schema } from "effect"
+import { countIn } from "../artifacts/Artifact.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { type DatasetMetadata, openSplitWriter, type Split } from "../data/PackedDataset.ts"
 import { holdOut, interleave, type Share, shareOut, Source, TokenStream } from "../data/Packing.ts"
@@ -122,7 +123,7 @@ export const packStage = defineStage({
   inputs: { tokens: { type: "TokenShards", many: true, describe: "token shards, one source each" } },
   outputs: { dataset: { type: "PackedDataset", describe: "blocks to train on and to validate with" } },
   headline: ({ dataset }) =>
-    `${String(dataset["train_blocks"])} blocks of ${String(dataset["seq_len"])} tokens to train on, ${String(dataset["validation_blocks"])} to validate with`,
+    `${countIn(dataset, "train_blocks")} blocks of ${countIn(dataset, "seq_len")} tokens to train on, ${countIn(dataset, "validation_blocks")} to validate with`,
 
   run: Effect.fn("pack")(function* (context) {
     const { seq_len, validation, seed } = context.params

@@ -3,6 +3,7 @@
  * interrupted, and how often, cannot be seen in what it leaves.
  */
 import { Effect, FileSystem, Path, Schema } from "effect"
+import { countIn } from "../artifacts/Artifact.ts"
 import { openSplit, type PackedDataset } from "../data/PackedDataset.ts"
 import { sampleAt } from "../data/SampleOrder.ts"
 import { ScheduleKind } from "../engine/Schedule.ts"
@@ -185,7 +186,7 @@ export const pretrainStage = defineStage({
       typeof first === "number" && typeof last === "number"
         ? `, validation loss ${first.toFixed(2)} → ${last.toFixed(2)} (−${((1 - last / first) * 100).toFixed(0)} %)`
         : ""
-    return `${String(state["parameters"])} parameters, ${String(state["tokens"])} tokens${fall}`
+    return `${countIn(state, "parameters")} parameters, ${countIn(state, "tokens")} tokens${fall}`
   },
   run: Effect.fn("pretrain")(function* (context) {
     const { inputs, log, params, threads, warn } = context

@@ -3,7 +3,7 @@
  * resumes inside the stage, bit for bit.
  */
 import { Effect, Schema } from "effect"
-import type { ArtifactHandle } from "../artifacts/Artifact.ts"
+import { countIn, type ArtifactHandle } from "../artifacts/Artifact.ts"
 import {
   type ConversationRow,
   encodeConversation,
@@ -169,7 +169,7 @@ export const sftStage = defineStage({
   outputs: { model: { type: "HfModel", describe: "The fine-tuned model, with its tokenizer and chat template." } },
   headline: ({ model }) => {
     const loss = model["training_loss"]
-    return `${String(model["conversations"])} conversations, ${String(model["steps"])} steps${typeof loss === "number" ? `, loss ${loss.toFixed(3)}` : ""}`
+    return `${countIn(model, "conversations")} conversations, ${countIn(model, "steps")} steps${typeof loss === "number" ? `, loss ${loss.toFixed(3)}` : ""}`
   },
   run: Effect.fn("sft")(function* (context) {
     const { inputs, log, params, threads, warn } = context

@@ -5,6 +5,7 @@
 import { copyFile, link, mkdir, readFile, rename, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { Effect, Schema } from "effect"
+import { countIn } from "../artifacts/Artifact.ts"
 import { type Cursor, type DocumentBytes, openReader, policies, Tally } from "../data/DocumentReader.ts"
 import { readList } from "../data/Documents.ts"
 import { fileFailure } from "../data/FileFailure.ts"
@@ -75,7 +76,7 @@ export const tokenizeStage = defineStage({
   },
   inputs: { documents: { type: "Documents", many: true, describe: "text files and jsonl, taken in order" } },
   outputs: { tokens: { type: "TokenShards", describe: "token ids of every document" } },
-  headline: ({ tokens }) => `${String(tokens["tokens"])} tokens of ${String(tokens["documents"])} documents`,
+  headline: ({ tokens }) => `${countIn(tokens, "tokens")} tokens of ${countIn(tokens, "documents")} documents`,
 
   run: Effect.fn("tokenize")(function* (context) {
     const { bos, eos, shard_bytes } = context.params
