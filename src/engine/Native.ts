@@ -103,7 +103,13 @@ export interface Native {
   /** GFLOP/s of out(m,n) = op(a)·op(b) as the trainer calls it; median over at least `seconds`. */
   measureMatmul(
     threads: number,
-    shape: { readonly m: number; readonly n: number; readonly k: number; readonly transposeA: boolean; readonly transposeB: boolean },
+    shape: {
+      readonly m: number
+      readonly n: number
+      readonly k: number
+      readonly transposeA: boolean
+      readonly transposeB: boolean
+    },
     seconds: number
   ): Promise<number>
 }

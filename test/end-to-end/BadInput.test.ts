@@ -73,7 +73,7 @@ const cases: ReadonlyArray<Case> = [
     stages: `${text}${tokens}  packed: { uses: pack, in: { tokens: [tokens.tokens] }, with: { seq_len: 100000 } }\n`,
     files: { "a.txt": prose },
     code: 1,
-    says: [/seq_len/u, /100000/u, /Next: /u]
+    says: [/seq_len/u, /100,?00[01]/u, /Next: /u]
   },
   {
     name: "a loss that is not a number",
@@ -161,7 +161,9 @@ describe("a download that ends early", () => {
     const whole = await tinyllama(["run", "pipeline.yaml"], { cwd: folder })
     assert.strictEqual(whole.code, 0, whole.stdout + whole.stderr)
     const files = join(outputFolder(folder, "text", "documents"), "files")
-    assert.strictEqual(readFileSync(join(files, readdirSync(files)[0] ?? "")).compare(body), 0)
+    const names = readdirSync(files, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith("a.txt"))
+    assert.strictEqual(names.length, 1)
+    assert.strictEqual(readFileSync(join(files, names[0] ?? "")).compare(body), 0)
     rmSync(folder, { recursive: true })
   }, 60_000)
 })
