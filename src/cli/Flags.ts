@@ -1,4 +1,5 @@
 /** Flags and arguments that several commands share, so that each is said and explained once. */
+import { relative } from "node:path"
 import { Effect } from "effect"
 import { Argument, Flag } from "effect/cli"
 import * as Pipeline from "../pipeline/Pipeline.ts"
@@ -13,7 +14,14 @@ export const json = Flag.Boolean("json").pipe(
   Flag.withDescription("Print JSON, made for programs")
 )
 
+/** The shorter way to say a path: relative to the current folder, or absolute. */
+const asSaid = (path: string): string => {
+  const fromHere = relative(process.cwd(), path)
+  return fromHere !== "" && fromHere.length < path.length ? fromHere : path
+}
+
 export const pipelineFile = Argument.File("file").pipe(
+  Argument.map(asSaid),
   Argument.withDefault("pipeline.yaml"),
   Argument.withDescription("The pipeline file (pipeline.yaml where none is given)")
 )
