@@ -14,6 +14,7 @@ int main(int count, char** arguments) {
   using tinyllama::MatmulShape;
   const int threads = count > 1 ? std::atoi(arguments[1]) : 2;
   const double seconds = count > 2 ? std::atof(arguments[2]) : 0.3;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   struct Case {
     std::string name;
     MatmulShape shape;

@@ -8,7 +8,7 @@
 namespace tinyllama {
 namespace {
 
-// Rows of one work item: whole groups of every instruction set's tile (4, 6, 8, 12), and 96 rows of a run's left operand fit the
+// Most rows of one work item: whole groups of every instruction set's tile (4, 6, 8, 12), and 96 rows of a run's left operand fit the
 // second-level cache.
 constexpr std::int64_t row_block = 96;
 // Columns of one work item. A transposed left operand is copied once per item, so its items are wider.
@@ -28,6 +28,13 @@ void check(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tens
   require(out.rows == rows && out.columns == columns && depth == right_depth,
           "matmul: " + shape_of(a) + (left ? "ᵀ" : "") + " · " + shape_of(b) + (right ? "ᵀ" : "") + " does not give " + shape_of(out));
   require(out.type == DataType::f32 && a.type == DataType::f32 && b.type == DataType::f32, "matmul: the CPU backend computes in fp32 only");
+}
+
+// Rows of one work item: even shares of at most row_block, fewer when the threads would otherwise have less than three items each.
+std::int64_t rows_per_item(const CpuContext& context, std::int64_t rows, std::int64_t column_blocks) {
+  const std::int64_t group = context.kernels.tile_rows;
+  const std::int64_t wanted = divide_up(3 * context.pool.size(), column_blocks), most = divide_up(rows, 4 * group);
+  return round_up(divide_up(rows, std::max(divide_up(rows, row_block), std::min(wanted, most))), group);
 }
 
 }  // namespace
@@ -78,11 +85,12 @@ void matmul(CpuContext& context, const Tensor& out, const Tensor& a, Transpose t
     float* panels = context.panels.request(depth * round_up(columns, kernels.tile_columns));
     const PackedRight right = pack_right(context, panels, b, transpose_b, first, columns);
     const std::int64_t width = transposed ? column_block_transposed : column_block;
-    const std::int64_t row_blocks = divide_up(out.rows, row_block), column_blocks = divide_up(columns, width);
+    const std::int64_t column_blocks = divide_up(columns, width), height = rows_per_item(context, out.rows, column_blocks);
+    const std::int64_t row_blocks = divide_up(out.rows, height);
     context.pool.parallel_for(row_blocks * column_blocks, [&](std::int64_t item, int thread) {
-      const std::int64_t m = item % row_blocks * row_block, n = item / row_blocks * width;
+      const std::int64_t m = item % row_blocks * height, n = item / row_blocks * width;
       GemmBlock block;
-      block.rows = std::min(row_block, out.rows - m);
+      block.rows = std::min(height, out.rows - m);
       block.columns = std::min(width, columns - n);
       block.out = out.f32() + m * out.stride + first + n;
       block.out_stride = out.stride;

@@ -38,7 +38,7 @@ void embedding_forward(CpuContext& context, const Tensor& out, const Tensor& tab
 
 // Work is split by columns: whatever the ids, every thread has the same share, and each element is summed in the order of the rows.
 void embedding_backward(CpuContext& context, const Tensor& dtable, const Tensor& dout, const std::int32_t* ids) {
-  constexpr std::int64_t slice = 64;
+  constexpr std::int64_t slice = 32;
   context.pool.parallel_for(divide_up(dout.columns, slice), [&](std::int64_t item, int) {
     const std::int64_t first = item * slice, columns = std::min(slice, dout.columns - first);
     for (std::int64_t row = 0; row < dout.rows; ++row) {
