@@ -157,19 +157,30 @@ void pack_right_transposed(float* panels, std::int64_t panel, const float* right
   }
 }
 
-// One step of the depth: `rows` elements in a row, to the groups' place for it.
+// Step k of the depth: `rows` elements in a row, to the groups' place for it. A register that is wider than a group writes into the place
+// of step k + 1, which is filled later; the last step and the last group are copied exactly.
 template <class V>
-void pack_left_row(float* group, std::int64_t depth, const float* left, std::int64_t rows) {
+void pack_left_row(float* groups, std::int64_t k, std::int64_t depth, const float* left, std::int64_t rows) {
   constexpr int size = V::tile_rows;
+  float* group = groups + k * size;
   std::int64_t row = 0;
+  if (V::width > size && k + 1 < depth) {
+    for (; row + V::width <= rows; row += size, group += depth * size) V::store(group, V::load(left + row));
+  }
   for (; row + size <= rows; row += size, group += depth * size) __builtin_memcpy(group, left + row, size * sizeof(float));
   for (std::int64_t rest = 0; row < rows && rest < size; ++rest) group[rest] = row + rest < rows ? left[row + rest] : 0.f;
 }
 
-// Row by row of the stored matrix, so that memory is read in order.
+// Row by row of the stored matrix, so that memory is read in order; rows lie too far apart for the hardware to guess the next.
 template <class V>
 void pack_left_transposed(float* groups, const float* left, std::int64_t stride, std::int64_t depth, std::int64_t rows) {
-  for (std::int64_t k = 0; k < depth; ++k) pack_left_row<V>(groups + k * V::tile_rows, depth, left + k * stride, rows);
+  constexpr std::int64_t ahead = 6, line = 16;
+  for (std::int64_t k = 0; k < depth; ++k, left += stride) {
+    if (k + ahead < depth) {
+      for (std::int64_t row = 0; row < rows; row += line) __builtin_prefetch(left + ahead * stride + row);
+    }
+    pack_left_row<V>(groups, k, depth, left, rows);
+  }
 }
 
 template <class V>

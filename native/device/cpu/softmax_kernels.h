@@ -58,7 +58,7 @@ template <class V>
 void scale_columns_and_pack(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns) {
   for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
     scale_columns<V>(tile, stride, factors, 1, columns);
-    pack_left_row<V>(groups + row * V::tile_rows, rows, tile, columns);
+    pack_left_row<V>(groups, row, rows, tile, columns);
   }
 }
 
