@@ -41,7 +41,8 @@ int main(int count, char** arguments) {
   std::string json = "{\"instruction_set\": \"" + std::string(cpu_instruction_set()) + "\", \"threads\": " + std::to_string(threads);
   json += ", \"shapes\": [";
   for (const AttentionShape& s : {AttentionShape{8, 256, 4, 2, 32}, AttentionShape{8, 256, 6, 2, 32}, AttentionShape{8, 256, 4, 2, 64},
-                                  AttentionShape{8, 256, 6, 6, 48}, AttentionShape{2, 256, 12, 1, 64}, AttentionShape{1, 2048, 12, 4, 64}}) {
+                                  AttentionShape{8, 256, 6, 6, 48}, AttentionShape{2, 256, 12, 1, 64},
+                                  AttentionShape{1, 2048, 12, 4, 64}}) {
     const std::int64_t rows = s.batch * s.length, width = (s.heads + 2 * s.kv_heads) * s.head_size, out_width = s.heads * s.head_size;
     std::vector<float> qkv(static_cast<std::size_t>(rows * width)), dqkv(qkv.size()), out(static_cast<std::size_t>(rows * out_width));
     std::vector<float> dout(out.size(), 0.5f), lse(static_cast<std::size_t>(s.batch * s.heads * s.length));
@@ -59,7 +60,8 @@ int main(int count, char** arguments) {
                 static_cast<long>(s.length), static_cast<long>(s.heads), static_cast<long>(s.kv_heads), static_cast<long>(s.head_size),
                 forward * 1e3, 100 * forward_share, backward * 1e3, 100 * backward_share);
     if (json.back() != '[') json += ", ";
-    json += "{\"batch\": " + std::to_string(s.batch) + ", \"length\": " + std::to_string(s.length) + ", \"heads\": " + std::to_string(s.heads) +
+    json += "{\"batch\": " + std::to_string(s.batch) + ", \"length\": " + std::to_string(s.length) + ", \"heads\": " +
+            std::to_string(s.heads) +
             ", \"kv_heads\": " + std::to_string(s.kv_heads) + ", \"head_size\": " + std::to_string(s.head_size) +
             ", \"forward\": " + std::to_string(forward_share) + ", \"backward\": " + std::to_string(backward_share) + "}";
   }

@@ -41,8 +41,8 @@ int main(int count, char** arguments) {
     cases.push_back({"width " + std::to_string(width) + " head forward", {256, 32000, width, false, true, false}});
   }
 
-  std::string json = "{\"instruction_set\": \"" + std::string(tinyllama::cpu_instruction_set()) + "\", \"threads\": " + std::to_string(threads);
-  json += ", \"peak\": " + std::to_string(tinyllama::measure_peak(threads, 1.0)) + ", \"shapes\": [";
+  std::string json = "{\"instruction_set\": \"" + std::string(tinyllama::cpu_instruction_set()) + "\", ";
+  json += "\"threads\": " + std::to_string(threads) + ", \"peak\": " + std::to_string(tinyllama::measure_peak(threads, 1.0)) + ", \"shapes\": [";
   std::printf("%-28s %6s %6s %6s %10s %10s %7s\n", "shape", "m", "n", "k", "GFLOP/s", "peak", "share");
   double shares = 0;
   for (const Case& each : cases) {
@@ -54,7 +54,8 @@ int main(int count, char** arguments) {
                 static_cast<long>(s.k), rate, peak, 100 * rate / peak);
     if (json.back() != '[') json += ", ";
     json += "{\"name\": \"" + each.name + "\", \"m\": " + std::to_string(s.m) + ", \"n\": " + std::to_string(s.n) +
-            ", \"k\": " + std::to_string(s.k) + ", \"gflops\": " + std::to_string(rate) + ", \"share\": " + std::to_string(rate / peak) + "}";
+            ", \"k\": " + std::to_string(s.k) + ", \"gflops\": " + std::to_string(rate) + ", \"share\": " +
+            std::to_string(rate / peak) + "}";
   }
   std::printf("mean share %.1f%%\n%s]}\n", 100 * shares / static_cast<double>(cases.size()), json.c_str());
   return 0;

@@ -66,7 +66,8 @@ void check_attention(const AttentionShape& s, float spread) {
     if (static_cast<std::int64_t>(i) % width < out_width) qkv[i] *= spread;
   }
   const Reference want = reference(s, qkv, dout);
-  const std::string name = "attention B" + std::to_string(s.batch) + " T" + std::to_string(s.length) + " H" + std::to_string(s.heads) + " G" +
+  const std::string name = "attention B" + std::to_string(s.batch) + " T" + std::to_string(s.length) + " H" + std::to_string(s.heads) +
+                           " G" +
                            std::to_string(s.kv_heads) + " S" + std::to_string(s.head_size) + (spread > 1 ? " spread" : "");
   on_every_device(
       name,
@@ -94,7 +95,8 @@ int main() {
   for (const AttentionShape& shape :
        {AttentionShape{1, 1, 1, 1, 16}, AttentionShape{2, 1, 4, 2, 8}, AttentionShape{1, 2, 2, 1, 2}, AttentionShape{1, 33, 2, 2, 24},
         AttentionShape{2, 47, 6, 2, 24}, AttentionShape{2, 64, 3, 1, 32}, AttentionShape{1, 65, 4, 4, 48}, AttentionShape{3, 130, 2, 2, 64},
-        AttentionShape{2, 200, 12, 1, 16}, AttentionShape{1, 257, 8, 2, 64}, AttentionShape{1, 300, 1, 1, 128}, AttentionShape{1, 31, 2, 1, 34}}) {
+        AttentionShape{2, 200, 12, 1, 16}, AttentionShape{1, 257, 8, 2, 64}, AttentionShape{1, 300, 1, 1, 128},
+        AttentionShape{1, 31, 2, 1, 34}}) {
     check_attention(shape, 1);
     check_attention(shape, 30);
   }

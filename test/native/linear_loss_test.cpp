@@ -70,7 +70,8 @@ void check_loss(const Shape& s, float spread, int unscored) {
   on_every_device(
       name,
       [&](Device& device) {
-        std::vector<float> losses = values(s.rows, 24), dhidden = values(s.rows * s.width, 25), dweight = before, scores = values(s.rows, 26);
+        std::vector<float> losses = values(s.rows, 24), dhidden = values(s.rows * s.width, 25), dweight = before;
+        std::vector<float> scores = values(s.rows, 26);
         std::vector<std::uint8_t> greedy(targets.size(), 7);
         device.linear_cross_entropy(losses.data(), view(dhidden, s.rows, s.width), view(dweight, s.vocabulary, s.width),
                                     view(hidden, s.rows, s.width), view(weight, s.vocabulary, s.width), targets.data(), scale);
@@ -100,10 +101,13 @@ void check_ties() {
       [&](Device& device) {
         std::vector<float> scores(4);
         std::vector<std::uint8_t> greedy(4);
-        device.linear_log_probability(scores.data(), greedy.data(), view(hidden, 4, width), view(weight, vocabulary, width), targets.data());
+        device.linear_log_probability(scores.data(), greedy.data(), view(hidden, 4, width), view(weight, vocabulary, width),
+                                      targets.data());
         return Outputs{{greedy.begin(), greedy.end()}};
       },
-      [&](const Outputs& outputs, const std::string& what) { expect(outputs[0] == std::vector<float>{1, 0, 0, 0}, what + ": first arg max only"); });
+      [&](const Outputs& outputs, const std::string& what) {
+        expect(outputs[0] == std::vector<float>{1, 0, 0, 0}, what + ": first arg max only");
+      });
 }
 
 void check_target_outside() {
@@ -122,8 +126,8 @@ void check_target_outside() {
 }  // namespace
 
 int main() {
-  for (const Shape& shape : {Shape{1, 1, 1}, Shape{1, 7, 16}, Shape{33, 97, 5}, Shape{31, 257, 24}, Shape{130, 1000, 33}, Shape{500, 193, 40},
-                             Shape{1100, 300, 12}}) {
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{1, 7, 16}, Shape{33, 97, 5}, Shape{31, 257, 24}, Shape{130, 1000, 33},
+                             Shape{500, 193, 40}, Shape{1100, 300, 12}}) {
     for (const float spread : {1.f, 20.f}) {
       check_loss(shape, spread, 0);
       check_loss(shape, spread, 4);

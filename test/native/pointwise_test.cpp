@@ -38,7 +38,8 @@ void check_norm(std::int64_t rows, std::int64_t width, bool with_delta) {
       [&](Device& device) {
         std::vector<float> total = x, result(count), factors(static_cast<std::size_t>(rows)), back = dx_before, gains = dgain_before;
         device.rms_norm_forward(view(result, rows, width), factors.data(), with_delta ? view(total, rows, width) : Tensor{},
-                                view(x, rows, width), with_delta ? view(delta, rows, width) : Tensor{}, gain.data(), static_cast<float>(eps));
+                                view(x, rows, width), with_delta ? view(delta, rows, width) : Tensor{}, gain.data(),
+                                static_cast<float>(eps));
         device.rms_norm_backward(view(back, rows, width), gains.data(), view(dout, rows, width), view(total, rows, width), gain.data(),
                                  factors.data());
         return Outputs{result, factors, total, back, gains};
@@ -149,7 +150,8 @@ void check_flat(std::int64_t count) {
       first[i] = beta1 * first[i] + (1 - beta1) * gradient;
       second[i] = beta2 * second[i] + (1 - beta2) * gradient * gradient;
       weights[i] *= 1 - rate * arguments.weight_decay;
-      weights[i] -= rate * (first[i] / (1 - std::pow(beta1, step))) / (std::sqrt(second[i] / (1 - std::pow(beta2, step))) + arguments.epsilon);
+      const double root = std::sqrt(second[i] / (1 - std::pow(beta2, step)));
+      weights[i] -= rate * (first[i] / (1 - std::pow(beta1, step))) / (root + arguments.epsilon);
     }
   }
   on_every_device(
@@ -183,7 +185,8 @@ void check_not_a_number() {
         hidden[3] = NAN;
         const std::int32_t target = 5;
         device.swiglu_forward(view(act, 1, 1), view(gate_up, 1, 2));
-        device.linear_cross_entropy(losses.data(), view(dhidden, 1, 8), view(dweight, 100, 8), view(hidden, 1, 8), view(weight, 100, 8), &target, 1);
+        device.linear_cross_entropy(losses.data(), view(dhidden, 1, 8), view(dweight, 100, 8), view(hidden, 1, 8), view(weight, 100, 8),
+                                    &target, 1);
         return Outputs{act, losses};
       },
       [](const Outputs& outputs, const std::string& what) {
@@ -196,7 +199,9 @@ void check_thread_pool() {
   for (const int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
     std::vector<int> visits(1000);
-    for (int round = 0; round < 50; ++round) pool.parallel_for(1000, [&](std::int64_t item, int) { ++visits[static_cast<std::size_t>(item)]; });
+    for (int round = 0; round < 50; ++round) {
+      pool.parallel_for(1000, [&](std::int64_t item, int) { ++visits[static_cast<std::size_t>(item)]; });
+    }
     bool all = true;
     for (const int count : visits) all = all && count == 50;
     expect(all, "every item once per loop, " + std::to_string(threads) + " threads");

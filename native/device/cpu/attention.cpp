@@ -129,7 +129,8 @@ void attention_forward(CpuContext& context, const Tensor& out, float* lse, const
         multiply(kernels, rows, keys, size, {sequence + begin * qkv.stride + head * size, qkv.stride, false}, memory.keys, memory.scores,
                  key_block, false);
         for (std::int64_t row = 0; row < rows; ++row) {
-          const std::int64_t state = member * query_block + begin + row - first_query, visible = std::min(keys, begin + row - first_key + 1);
+          const std::int64_t state = member * query_block + begin + row - first_query;
+          const std::int64_t visible = std::min(keys, begin + row - first_key + 1);
           const float correction = kernels.softmax_row(memory.scores + row * key_block, visible, keys, scale, memory.maxima + state,
                                                        memory.sums + state);
           if (first_key > 0 && correction != 1.f) kernels.scale_row(result + row * out.stride, correction, size);
@@ -167,7 +168,8 @@ void attention_backward(CpuContext& context, const Tensor& dqkv, const Tensor& d
     float* gradient = dqkv.f32() + batch * length * dqkv.stride;
     const float* log_sums = lse + item * length;
     for (std::int64_t query = 0; query < length; ++query) {
-      memory.deltas[query] = kernels.dot(upstream + query * dout.stride, out.f32() + (batch * length + query) * out.stride + head * size, size);
+      const float* result = out.f32() + (batch * length + query) * out.stride + head * size;
+      memory.deltas[query] = kernels.dot(upstream + query * dout.stride, result, size);
     }
     float* dkeys = shares ? shares + 2 * item * share : gradient + key_at;
     float* dvalues = shares ? dkeys + share : gradient + value_at;

@@ -51,7 +51,8 @@ struct Kernels {
   // One row of Device::rms_norm_forward; delta may be null. Returns 1 / sqrt(mean(sum²) + eps).
   float (*rms_norm_forward)(float* out, float* sum, const float* x, const float* delta, const float* gain, std::int64_t columns, float eps);
   // One row of Device::rms_norm_backward; dgain receives the row's share.
-  void (*rms_norm_backward)(float* dx, float* dgain, const float* dout, const float* x, const float* gain, float rstd, std::int64_t columns);
+  void (*rms_norm_backward)(float* dx, float* dgain, const float* dout, const float* x, const float* gain, float rstd,
+                            std::int64_t columns);
   // One head of one row; sine_sign is 1, or -1 for the inverse.
   void (*rotary)(float* head, const float* cosine, const float* sine, std::int64_t half, float sine_sign);
   void (*swiglu_forward)(float* act, const float* gate, const float* up, std::int64_t columns);
@@ -70,11 +71,12 @@ struct Kernels {
                                  std::int64_t columns);
 
   // --- attention, one row of a (queries, keys) tile of scores
-  // scores *= scale over the first `visible` entries; they become exp(score - maximum), the others up to `columns` zero. `maximum` and `sum`
-  // are the row's running values; returns what earlier results must be multiplied with.
+  // scores *= scale over the first `visible` entries; they become exp(score - maximum), the others up to `columns` zero. `maximum` and
+  // `sum` are the row's running values; returns what earlier results must be multiplied with.
   float (*softmax_row)(float* scores, std::int64_t visible, std::int64_t columns, float scale, float* maximum, float* sum);
   // probabilities = exp(scores * scale - lse), zero from `visible` on; dscores = probabilities * (dscores - delta) * scale.
-  void (*softmax_row_backward)(float* scores, float* dscores, std::int64_t visible, std::int64_t columns, float scale, float lse, float delta);
+  void (*softmax_row_backward)(float* scores, float* dscores, std::int64_t visible, std::int64_t columns, float scale, float lse,
+                               float delta);
   void (*scale_row)(float* row, float factor, std::int64_t columns);
   float (*dot)(const float* a, const float* b, std::int64_t count);
 };

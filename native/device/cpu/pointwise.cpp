@@ -25,7 +25,9 @@ void for_rows(CpuContext& context, std::int64_t rows, std::int64_t width, Body&&
 
 template <class Body>
 void for_blocks(CpuContext& context, std::int64_t count, Body&& body) {
-  context.pool.parallel_for(divide_up(count, grain), [&](std::int64_t item, int) { body(item * grain, std::min(grain, count - item * grain)); });
+  context.pool.parallel_for(divide_up(count, grain), [&](std::int64_t item, int) {
+    body(item * grain, std::min(grain, count - item * grain));
+  });
 }
 
 }  // namespace

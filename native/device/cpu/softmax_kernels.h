@@ -13,7 +13,9 @@ void column_maxima(float* maxima, const float* tile, std::int64_t stride, std::i
   __builtin_memcpy(maxima, tile, static_cast<std::size_t>(columns) * sizeof(float));
   for (std::int64_t row = 1; row < rows; ++row) {
     const float* from = tile + row * stride;
-    for_each_vector<V>(columns, [&](std::int64_t i, auto part) { part.store(maxima + i, V::max(part.load(maxima + i), part.load(from + i))); });
+    for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
+      part.store(maxima + i, V::max(part.load(maxima + i), part.load(from + i)));
+    });
   }
 }
 
@@ -50,12 +52,15 @@ void column_exponentials(float* sums, float* tile, std::int64_t stride, const fl
 template <class V>
 void scale_columns(float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns) {
   for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
-    for_each_vector<V>(columns, [&](std::int64_t i, auto part) { part.store(tile + i, V::mul(part.load(tile + i), part.load(factors + i))); });
+    for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
+      part.store(tile + i, V::mul(part.load(tile + i), part.load(factors + i)));
+    });
   }
 }
 
 template <class V>
-void scale_columns_and_pack(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns) {
+void scale_columns_and_pack(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows,
+                            std::int64_t columns) {
   for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
     scale_columns<V>(tile, stride, factors, 1, columns);
     pack_left_row<V>(groups, row, rows, tile, columns);
