@@ -18,8 +18,9 @@ import {
   cases,
   type Effort,
   flopsWords,
+  LOSS_HEAD,
   meanGflops,
-  measureMatmuls,
+  measureProducts,
   median,
   parametersOf,
   speedOf,
@@ -55,12 +56,12 @@ const benchSteps = Effect.fn("benchSteps")(function* (settings: Settings, traini
   return { name: training.name, parameters: parametersOf(training), ...speed, share: speed.gflops / peak }
 })
 
-const benchMatmuls = Effect.fn("benchMatmuls")(function* (settings: Settings, training: TrainingCase) {
+const benchProducts = Effect.fn("benchProducts")(function* (settings: Settings, training: TrainingCase) {
   const { native, threads, effort, peak } = settings
-  const matmuls = yield* measureMatmuls(native, training, threads, effort.seconds / 20)
+  const matmuls = yield* measureProducts(native, training, threads, effort.seconds / 20)
   for (const { name, pass, m, n, k, gflops } of matmuls) {
     yield* Console.log(
-      `  ${name.padEnd(8)} ${pass.padEnd(15)} ${`${m} x ${n} x ${k}`.padEnd(19)} ${number(gflops, 1).padStart(7)} GFLOP/s  ${percent(gflops / peak)}`
+      `  ${name.padEnd(LOSS_HEAD.length)} ${pass.padEnd(15)} ${`${m} x ${n} x ${k}`.padEnd(19)} ${number(gflops, 1).padStart(7)} GFLOP/s  ${percent(gflops / peak)}`
     )
   }
   const mean = meanGflops(matmuls)
@@ -138,7 +139,7 @@ const train = Effect.fn("bench.train")(function* (options: {
   for (const training of [cases.demo, cases.small]) {
     yield* Console.log(`\n${describe(training)}`)
     steps.push(yield* benchSteps(settings, training))
-    products.push(yield* benchMatmuls(settings, training))
+    products.push(yield* benchProducts(settings, training))
   }
   const python = options.torch ? yield* findPythonWithTorch : undefined
   if (python === undefined) {

@@ -71,12 +71,36 @@ Napi::Value matmul_rate(const Napi::CallbackInfo& info) {
   });
 }
 
+// measureLossProducts(threads: number, shape: { rows, width, vocabulary }, seconds: number):
+//   Promise<{ forward: number, inputGradient: number, weightGradient: number }>
+Napi::Value loss_rates(const Napi::CallbackInfo& info) {
+  return checked(info, [&] {
+    const int threads = threads_argument(info[0]);
+    const Napi::Object object = object_argument(info[1], "shape");
+    const double seconds = seconds_argument(info[2]);
+    const LossShape shape{.rows = integer_argument(object.Get("rows"), "shape.rows"),
+                          .width = integer_argument(object.Get("width"), "shape.width"),
+                          .vocabulary = integer_argument(object.Get("vocabulary"), "shape.vocabulary")};
+    require(shape.rows >= 1 && shape.width >= 1 && shape.vocabulary >= 1, "shape: rows, width and vocabulary must be at least 1");
+    return run_async<LossRates>(
+        info.Env(), "measureLossProducts", [threads, shape, seconds] { return measure_loss_products(threads, shape, seconds); },
+        [](Napi::Env env, LossRates& rates) {
+          Napi::Object result = Napi::Object::New(env);
+          result.Set("forward", Napi::Number::New(env, rates.forward));
+          result.Set("inputGradient", Napi::Number::New(env, rates.input_gradient));
+          result.Set("weightGradient", Napi::Number::New(env, rates.weight_gradient));
+          return result;
+        });
+  });
+}
+
 }  // namespace
 
 void register_machine(Napi::Env env, Napi::Object exports) {
   exports.Set("instructionSet", Napi::Function::New(env, instruction_set));
   exports.Set("measurePeak", Napi::Function::New(env, peak));
   exports.Set("measureMatmul", Napi::Function::New(env, matmul_rate));
+  exports.Set("measureLossProducts", Napi::Function::New(env, loss_rates));
 }
 
 }  // namespace tinyllama

@@ -1,4 +1,5 @@
-// What the machine is and reaches, for JavaScript: instructionSet, measurePeak, measureMatmul.
+// What the machine is and reaches, for JavaScript: instructionSet, measurePeak, measureMatmul,
+// measureLossProducts.
 #pragma once
 #include <napi.h>
 

@@ -84,57 +84,73 @@ export const trainNative = Effect.fn("trainNative")(function* (
   })
 }, Effect.scoped)
 
-export interface MatmulShape {
+/** Forward: m × n are rows × outputs. Input gradient: rows × inputs. Weight gradient: outputs × inputs. */
+export interface Product {
   readonly name: string
   readonly pass: "forward" | "input gradient" | "weight gradient"
   readonly m: number
   readonly n: number
   readonly k: number
-  readonly transposeA: boolean
-  readonly transposeB: boolean
   /** How often a step does it, for the mean. */
   readonly count: number
 }
 
-/** Rows of the output projection at a time: the loss is computed in chunks (of this size on the CPU), never for the whole batch. */
-const HEAD_ROWS = 480
-
-/** Every matrix product of one training step: y = x·Wᵀ, dx = dy·W, dW = dyᵀ·x for each weight. */
-export const matmulsOf = ({ batch, length, shape }: TrainingCase): ReadonlyArray<MatmulShape> => {
-  const queries = shape.num_attention_heads * shape.head_dim
-  const keys = shape.num_key_value_heads * shape.head_dim
-  const rows = batch * length
-  const layers = shape.num_hidden_layers
-  const weights = [
-    { name: "qkv", out: queries + 2 * keys, in: shape.hidden_size, rows, count: layers },
-    { name: "o", out: shape.hidden_size, in: queries, rows, count: layers },
-    { name: "gate_up", out: 2 * shape.intermediate_size, in: shape.hidden_size, rows, count: layers },
-    { name: "down", out: shape.hidden_size, in: shape.intermediate_size, rows, count: layers },
-    { name: "lm_head", out: shape.vocab_size, in: shape.hidden_size, rows: HEAD_ROWS, count: rows / HEAD_ROWS }
-  ]
-  return weights.flatMap(({ name, rows, out, in: width, count }): ReadonlyArray<MatmulShape> => [
-    { name, count, pass: "forward", m: rows, n: out, k: width, transposeA: false, transposeB: true },
-    { name, count, pass: "input gradient", m: rows, n: width, k: out, transposeA: false, transposeB: false },
-    { name, count, pass: "weight gradient", m: out, n: width, k: rows, transposeA: true, transposeB: false }
-  ])
-}
-
-export interface MatmulSpeed extends MatmulShape {
+export interface ProductSpeed extends Product {
   readonly gflops: number
 }
 
-export const measureMatmuls = (native: Native, training: TrainingCase, threads: number, seconds: number) =>
-  Effect.forEach(matmulsOf(training), (shape) =>
-    Effect.map(
-      Effect.promise(() => native.measureMatmul(threads, shape, seconds)),
-      (gflops): MatmulSpeed => ({ ...shape, gflops })
-    )
-  )
+const productsOf = (name: string, count: number, rows: number, width: number, out: number) =>
+  ({
+    forward: { name, count, pass: "forward", m: rows, n: out, k: width },
+    inputGradient: { name, count, pass: "input gradient", m: rows, n: width, k: out },
+    weightGradient: { name, count, pass: "weight gradient", m: out, n: width, k: rows }
+  }) as const satisfies Record<string, Product>
+
+export const LOSS_HEAD = "lm_head, as the fused loss multiplies"
+
+/** Every matrix product of one training step: y = x·Wᵀ, dx = dy·W, dW = dyᵀ·x for each weight. */
+export const measureProducts = Effect.fn("measureProducts")(function* (
+  native: Native,
+  { batch, length, shape }: TrainingCase,
+  threads: number,
+  seconds: number
+) {
+  const queries = shape.num_attention_heads * shape.head_dim
+  const keys = shape.num_key_value_heads * shape.head_dim
+  const rows = batch * length
+  const { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, vocab_size: vocabulary } = shape
+  const speeds: Array<ProductSpeed> = []
+  for (const [name, inputs, outputs] of [
+    ["qkv", width, queries + 2 * keys],
+    ["o", queries, width],
+    ["gate_up", width, 2 * inner],
+    ["down", inner, width]
+  ] as const) {
+    const products = productsOf(name, layers, rows, inputs, outputs)
+    for (const [product, transposeA, transposeB] of [
+      [products.forward, false, true],
+      [products.inputGradient, false, false],
+      [products.weightGradient, true, false]
+    ] as const) {
+      const { m, n, k } = product
+      const gflops = yield* Effect.promise(() =>
+        native.measureMatmul(threads, { m, n, k, transposeA, transposeB }, seconds)
+      )
+      speeds.push({ ...product, gflops })
+    }
+  }
+  const head = productsOf(LOSS_HEAD, 1, rows, width, vocabulary)
+  const rates = yield* Effect.promise(() => native.measureLossProducts(threads, { rows, width, vocabulary }, seconds))
+  for (const pass of ["forward", "inputGradient", "weightGradient"] as const) {
+    speeds.push({ ...head[pass], gflops: rates[pass] })
+  }
+  return speeds
+})
 
 /** All products of a step: their operations over their time. */
-export const meanGflops = (matmuls: ReadonlyArray<MatmulSpeed>): number => {
-  const operations = matmuls.map(({ m, n, k, count }) => 2 * m * n * k * count)
-  const time = matmuls.reduce((sum, { gflops }, index) => sum + operations[index]! / gflops, 0)
+export const meanGflops = (products: ReadonlyArray<ProductSpeed>): number => {
+  const operations = products.map(({ m, n, k, count }) => 2 * m * n * k * count)
+  const time = products.reduce((sum, { gflops }, index) => sum + operations[index]! / gflops, 0)
   return operations.reduce((sum, value) => sum + value, 0) / time
 }
 

@@ -112,6 +112,15 @@ export interface Native {
     },
     seconds: number
   ): Promise<number>
+  /**
+   * GFLOP/s of the output projection's three products inside the fused loss, all packing included, the softmax not; medians over at least
+   * `seconds`.
+   */
+  measureLossProducts(
+    threads: number,
+    shape: { readonly rows: number; readonly width: number; readonly vocabulary: number },
+    seconds: number
+  ): Promise<{ readonly forward: number; readonly inputGradient: number; readonly weightGradient: number }>
 }
 
 export class NativeUnavailable extends Schema.TaggedError<NativeUnavailable>()("NativeUnavailable", {

@@ -5,6 +5,8 @@
 #include "native/device/cpu/linear_loss.h"
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -24,11 +26,68 @@ constexpr std::int64_t logit_elements = std::int64_t{1} << 24;
 // on any number of threads.
 constexpr std::int64_t vocabulary_groups = 16;
 
+enum Part { forward_product, weight_product, hidden_product, other_work, parts };
+
+// Divides time among the products and the rest, when asked to. The time of a loop on all threads is divided as the threads spent theirs, so
+// that waiting for the last thread counts.
+class Stopwatch {
+ public:
+  Stopwatch(LinearLossSeconds* seconds, int threads) : seconds_(seconds), threads_(static_cast<std::size_t>(seconds ? threads : 0)) {}
+
+  void open() {
+    if (seconds_) opened_ = now();
+  }
+  // One thread's work on one item: from begin(), the time up to each lap() is the part's.
+  void begin(int thread) {
+    if (seconds_) threads_[static_cast<std::size_t>(thread)].last = now();
+  }
+  void lap(int thread, Part part) {
+    if (!seconds_) return;
+    Thread& own = threads_[static_cast<std::size_t>(thread)];
+    const double time = now();
+    own.spent[part] += time - own.last;
+    own.last = time;
+  }
+  // Ends what open() began.
+  void close() {
+    if (!seconds_) return;
+    const double elapsed = now() - opened_;
+    std::array<double, parts> spent{};
+    double total = 0;
+    for (Thread& thread : threads_) {
+      for (std::size_t part = 0; part < parts; ++part) {
+        spent[part] += thread.spent[part];
+        total += thread.spent[part];
+      }
+      thread.spent = {};
+    }
+    seconds_->forward += elapsed * spent[forward_product] / total;
+    seconds_->weight_gradient += elapsed * spent[weight_product] / total;
+    seconds_->input_gradient += elapsed * spent[hidden_product] / total;
+  }
+
+ private:
+  struct alignas(64) Thread {
+    double last = 0;
+    std::array<double, parts> spent{};
+  };
+  static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+  LinearLossSeconds* seconds_;
+  std::vector<Thread> threads_;
+  double opened_ = 0;
+};
+
 // The rows that are scored, chunk by chunk, with what the softmax leaves per (block, row) and per row.
 class Chunk {
  public:
-  Chunk(CpuContext& context, const Tensor& hidden, const Tensor& weight, const std::int32_t* targets, bool keep_logits)
-      : context_(context), weight_(weight), keep_(keep_logits), blocks_(divide_up(weight.rows, vocabulary_block)) {
+  Chunk(CpuContext& context, const Tensor& hidden, const Tensor& weight, const std::int32_t* targets, bool keep_logits,
+        LinearLossSeconds* seconds)
+      : watch(seconds, context.pool.size()),
+        context_(context),
+        weight_(weight),
+        keep_(keep_logits),
+        blocks_(divide_up(weight.rows, vocabulary_block)) {
     require(hidden.columns == weight.columns, "linear loss: hidden states are " + std::to_string(hidden.columns) + " wide, the weight " +
                                                   std::to_string(weight.columns));
     require(hidden.type == DataType::f32 && weight.type == DataType::f32, "linear loss: the CPU backend computes in fp32 only");
@@ -74,10 +133,17 @@ class Chunk {
       std::memcpy(rows_.f32() + column * rows_.stride, hidden.f32() + row(column) * hidden.stride,
                   static_cast<std::size_t>(hidden.columns) * sizeof(float));
     }
+    watch.open();
+    watch.begin(0);
     const PackedRight right = pack_right(context_, panels_, rows_, Transpose::yes, 0, count);
+    watch.lap(0, forward_product);
+    watch.close();
+    watch.open();
     context_.pool.parallel_for(blocks_, [&](std::int64_t block, int thread) {
+      watch.begin(thread);
       float* out = keep_ ? tile(block) : context_.thread[static_cast<std::size_t>(thread)].request(vocabulary_block * stride);
       multiply(block, right, out);
+      watch.lap(thread, forward_product);
       const std::int64_t begin = block * vocabulary_block, end = begin + tile_rows(block);
       for (std::int64_t column = 0; column < count; ++column) {
         const std::int64_t target = targets[row(column)];
@@ -87,7 +153,9 @@ class Chunk {
       kernels.column_maxima(maxima(block), out, stride, end - begin, count);
       inspect(block, out);
       kernels.column_exponentials(sums(block), out, stride, maxima(block), nullptr, end - begin, count, keep_);
+      watch.lap(thread, other_work);
     });
+    watch.close();
   }
 
   // Joins the blocks' statistics: top(), total() and, in place of the maxima, their exponentials.
@@ -101,6 +169,7 @@ class Chunk {
   }
 
   std::int64_t capacity = 0, stride = 0, count = 0;
+  Stopwatch watch;
 
  private:
   float* sums(std::int64_t block) const { return statistics_ + (blocks_ + block) * stride; }
@@ -179,7 +248,7 @@ void add_hidden_gradient(const Kernels& kernels, const Chunk& chunk, std::int64_
 }  // namespace
 
 void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhidden, const Tensor& dweight, const Tensor& hidden,
-                          const Tensor& weight, const std::int32_t* targets, float scale) {
+                          const Tensor& weight, const std::int32_t* targets, float scale, LinearLossSeconds* seconds) {
   const Kernels& kernels = context.kernels;
   const std::int64_t width = weight.columns;
   for (std::int64_t row = 0; row < hidden.rows; ++row) {
@@ -187,7 +256,7 @@ void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhid
     losses[row] = 0.f;
     std::fill_n(dhidden.f32() + row * dhidden.stride, width, 0.f);
   }
-  Chunk chunk(context, hidden, weight, targets, true);
+  Chunk chunk(context, hidden, weight, targets, true, seconds);
   const std::int64_t groups = std::min(vocabulary_groups, chunk.blocks());
   float* shares = context.shares.request(groups * chunk.capacity * width);
   float* panels = context.row_panels.request(chunk.capacity * round_up(width, kernels.tile_columns));
@@ -201,8 +270,14 @@ void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhid
                                                      static_cast<double>(chunk.target_logit()[column]));
       chunk.factors()[column] = static_cast<float>(static_cast<double>(scale) / total);
     }
+    Stopwatch& watch = chunk.watch;
+    watch.open();
+    watch.begin(0);
     const PackedRight rows = pack_right(context, panels, chunk.rows(), Transpose::no, 0, width);
+    watch.lap(0, weight_product);
+    watch.close();
 
+    watch.open();
     context.pool.parallel_for(groups, [&](std::int64_t group, int thread) {
       const std::int64_t packed_weight = vocabulary_block * round_up(width, kernels.tile_columns);
       float* weight_panels = context.thread[static_cast<std::size_t>(thread)].request(
@@ -211,6 +286,7 @@ void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhid
       float* share = shares + group * chunk.capacity * width;
       const std::int64_t begin = group * chunk.blocks() / groups, end = (group + 1) * chunk.blocks() / groups;
       for (std::int64_t block = begin; block < end; ++block) {
+        watch.begin(thread);
         // From exponentials to the gradient of the logits: softmax * scale, less scale at the target.
         const std::int64_t depth = chunk.tile_rows(block);
         kernels.scale_columns(chunk.maxima(block), chunk.stride, chunk.factors(), 1, chunk.count);
@@ -222,16 +298,25 @@ void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhid
           chunk.tile(block)[target * chunk.stride + column] -= scale;
           packed_tile[group_at * kernels.tile_rows + column % kernels.tile_rows] -= scale;
         }
+        // The packing is the product's, and is not told from the scaling.
+        watch.lap(thread, hidden_product);
         add_weight_gradient(kernels, chunk, block, rows, dweight);
+        watch.lap(thread, weight_product);
         add_hidden_gradient(kernels, chunk, block, weight, weight_panels, packed_tile, share, block > begin);
+        watch.lap(thread, hidden_product);
       }
     });
+    watch.close();
 
-    context.pool.parallel_for(chunk.count, [&](std::int64_t column, int) {
+    watch.open();
+    context.pool.parallel_for(chunk.count, [&](std::int64_t column, int thread) {
+      watch.begin(thread);
       float* out = dhidden.f32() + chunk.row(column) * dhidden.stride;
       std::memcpy(out, shares + column * width, static_cast<std::size_t>(width) * sizeof(float));
       for (std::int64_t group = 1; group < groups; ++group) kernels.add(out, shares + (group * chunk.capacity + column) * width, width);
+      watch.lap(thread, hidden_product);
     });
+    watch.close();
   }
 }
 
@@ -239,7 +324,7 @@ void linear_log_probability(CpuContext& context, float* log_probabilities, std::
                             const std::int32_t* targets) {
   std::fill_n(log_probabilities, hidden.rows, 0.f);
   std::fill_n(greedy, hidden.rows, std::uint8_t{0});
-  Chunk chunk(context, hidden, weight, targets, false);
+  Chunk chunk(context, hidden, weight, targets, false, nullptr);
   // Whether the target is the first largest of its own block.
   std::vector<std::uint8_t> leads(static_cast<std::size_t>(chunk.capacity));
   for (std::int64_t index = 0; index < chunk.chunks(); ++index) {

@@ -7,9 +7,15 @@
 
 namespace tinyllama {
 
-// Device::linear_cross_entropy.
+// What the products take of a call, what they do to their operands included.
+struct LinearLossSeconds {
+  double forward = 0, input_gradient = 0, weight_gradient = 0;
+};
+
+// Device::linear_cross_entropy. Adds to `seconds`, when given.
 void linear_cross_entropy(CpuContext& context, float* losses, const Tensor& dhidden, const Tensor& dweight, const Tensor& hidden,
-                          const Tensor& weight, const std::int32_t* targets, float scale);
+                          const Tensor& weight, const std::int32_t* targets, float scale,
+                          LinearLossSeconds* seconds = nullptr);
 
 // Device::linear_log_probability.
 void linear_log_probability(CpuContext& context, float* log_probabilities, std::uint8_t* greedy, const Tensor& hidden, const Tensor& weight,
