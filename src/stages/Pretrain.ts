@@ -13,7 +13,16 @@ import { openModel } from "../engine/TrainingModel.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
-import { AtLeast, Fraction, NotNegative, Positive, withDefault } from "./TrainingParameters.ts"
+import {
+  AtLeast,
+  Fraction,
+  NotNegative,
+  Positive,
+  clip,
+  log_every,
+  save_every_seconds,
+  withDefault
+} from "./TrainingParameters.ts"
 
 /** The learning rate; the defaults are TinyLlama's. */
 const LearningRate = Schema.Struct({
@@ -134,11 +143,7 @@ export const pretrainStage = defineStage({
       default: {},
       describe: "AdamW: beta1, beta2, epsilon, weight_decay, decay (all, or matrices: not the norm gains)."
     }),
-    clip: parameter(NotNegative, {
-      change: "identity",
-      default: 1,
-      describe: "Largest global gradient norm; 0: no clipping."
-    }),
+    clip,
     seed: parameter(AtLeast(0), {
       change: "identity",
       default: 3407,
@@ -164,16 +169,8 @@ export const pretrainStage = defineStage({
       default: 2,
       describe: "How many of those stay, counted from the last; the one of the best validation loss stays besides."
     }),
-    save_every_seconds: parameter(NotNegative, {
-      change: "operational",
-      default: 60,
-      describe: "Seconds between checkpoints for resuming alone; they leave no trace in the result."
-    }),
-    log_every: parameter(AtLeast(1), {
-      change: "operational",
-      default: 10,
-      describe: "Steps between log lines."
-    })
+    save_every_seconds,
+    log_every
   },
   inputs: { data: { type: "PackedDataset", describe: "Blocks of tokens to train on and to validate with." } },
   outputs: {

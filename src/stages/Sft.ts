@@ -23,7 +23,7 @@ import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
-import { AtLeast, Fraction, NotNegative, Positive } from "./TrainingParameters.ts"
+import { AtLeast, Fraction, NotNegative, Positive, clip, log_every, save_every_seconds } from "./TrainingParameters.ts"
 
 const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? origin
 
@@ -149,18 +149,10 @@ export const sftStage = defineStage({
     beta2: parameter(Fraction, { change: "identity", default: 0.999, describe: "AdamW's decay of the second moment." }),
     epsilon: parameter(Positive, { change: "identity", default: 1e-8, describe: "AdamW's epsilon." }),
     weight_decay: parameter(NotNegative, { change: "identity", default: 0, describe: "AdamW's weight decay." }),
-    clip: parameter(NotNegative, {
-      change: "identity",
-      default: 1,
-      describe: "Largest global gradient norm; 0: no clipping."
-    }),
+    clip,
     seed: parameter(AtLeast(0), { change: "identity", default: 3407, describe: "Of the order of conversations." }),
-    save_every_seconds: parameter(NotNegative, {
-      change: "operational",
-      default: 60,
-      describe: "Seconds between checkpoints for resuming; they leave no trace in the result."
-    }),
-    log_every: parameter(AtLeast(1), { change: "operational", default: 10, describe: "Steps between log lines." })
+    save_every_seconds,
+    log_every
   },
   inputs: {
     base: { type: "Checkpoint", describe: "The model to fine-tune." },

@@ -1,5 +1,6 @@
-/** Parameter types of the stages that train. */
+/** Parameter types of the stages that train, and the parameters that mean the same in all of them. */
 import { Effect, Schema } from "effect"
+import { parameter } from "../pipeline/StageType.ts"
 
 export const AtLeast = (minimum: number) =>
   Schema.Int.check(Schema.isGreaterThanOrEqualTo(minimum, { message: `must be a whole number from ${minimum} on` }))
@@ -15,3 +16,21 @@ export const Fraction = Schema.Finite.check(
 /** A field that the file may leave out. */
 export const withDefault = <S extends Schema.Codec<unknown, unknown>>(schema: S, value: S["Encoded"]) =>
   schema.pipe(Schema.withDecodingDefaultKey(Effect.succeed(value)))
+
+export const clip = parameter(NotNegative, {
+  change: "identity",
+  default: 1,
+  describe: "Largest global gradient norm; 0: no clipping."
+})
+
+export const save_every_seconds = parameter(NotNegative, {
+  change: "operational",
+  default: 60,
+  describe: "Seconds between checkpoints for resuming alone; they leave no trace in the result."
+})
+
+export const log_every = parameter(AtLeast(1), {
+  change: "operational",
+  default: 10,
+  describe: "Steps between log lines."
+})
