@@ -12,6 +12,14 @@ export const Job = Schema.Struct({
   /** Output port → empty folder to fill. */
   outputs: Schema.Record(Schema.String, Schema.String),
   work: Schema.String,
+  /** What `continuation` and `additive` changes leave to build on. */
+  previous: Schema.NullOr(
+    Schema.Struct({
+      params: Schema.Record(Schema.String, Schema.Json),
+      outputs: Schema.Record(Schema.String, ArtifactHandle),
+      work: Schema.NullOr(Schema.String)
+    })
+  ),
   baseDirectory: Schema.String,
   threads: Schema.Int
 })

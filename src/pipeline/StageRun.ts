@@ -249,6 +249,7 @@ const attemptOnce = Effect.fnUntraced(function* (
         inputs: assignment.inputs,
         outputs,
         work,
+        previous: null,
         baseDirectory: context.pipeline.baseDirectory,
         threads: cpus
       },

@@ -12,7 +12,17 @@ import type { ArtifactHandle, ArtifactType, Facts } from "../artifacts/Artifact.
  * additive: only the new items run; operational: nothing is stale.
  */
 export type ChangeClass = "identity" | "continuation" | "additive" | "operational"
-export type ChangeRule = ChangeClass | ((before: Schema.Json, after: Schema.Json) => ChangeClass)
+/** A rule may look at the whole parameter sets: more tokens continue a run under one schedule and need a new one under another. */
+export type ChangeRule = ChangeClass | ((change: Change) => ChangeClass)
+
+/** One parameter's values in canonical encoded form, with all parameters of both sides. */
+export interface Change {
+  readonly before: Schema.Json
+  readonly after: Schema.Json
+  readonly paramsBefore: EncodedParams
+  readonly paramsAfter: EncodedParams
+}
+export type EncodedParams = Readonly<Record<string, Schema.Json>>
 
 export interface Parameter<S extends Schema.Codec<unknown, unknown> = Schema.Codec<unknown, unknown>> {
   readonly schema: S
@@ -36,6 +46,8 @@ export interface InputPort {
   /** Takes a list of edges in the file's order. */
   readonly many?: boolean
   readonly optional?: boolean
+  /** additive: a result with other artifacts here still holds what belongs to those that stayed. Default identity. */
+  readonly change?: "identity" | "additive"
   readonly describe: string
 }
 export interface OutputPort {
@@ -52,11 +64,42 @@ export type InputHandles<I extends Readonly<Record<string, InputPort>>> = {
 }
 
 /** One live reading: `done` of `total` in `unit`; `metrics` are shown and journaled as they are. */
-export interface Progress {
+export interface Progress extends Extent {
+  readonly metrics?: Readonly<Record<string, number>>
+}
+
+/** How far something is: `done` of `total` in `unit`. */
+export interface Extent {
   readonly done: number
   readonly total: number
   readonly unit: string
-  readonly metrics?: Readonly<Record<string, number>>
+}
+
+/**
+ * An older result of the same lineage: it differs from what is asked for in `continuation` and `additive` fields only. The stage takes from it
+ * what it would make itself, byte for byte, and nothing else.
+ */
+export interface Previous<P> {
+  readonly params: P
+  /** Output port → artifact. Empty when that run never finished. */
+  readonly outputs: Readonly<Record<string, ArtifactHandle>>
+  /** Its work folder, when it never finished: to read from, never to write to. */
+  readonly work: string | undefined
+}
+
+/** What a stage will take and give, as far as its parameters and its inputs' facts tell before it runs. */
+export interface Forecast {
+  /** Work in the stage's own unit, for scaling the time of past runs: tokens, bytes, requests. */
+  readonly amount: number
+  readonly unit: string
+  /** Bytes that the outputs and the work folder will take at most. */
+  readonly bytes: number
+  /** Bytes of memory at most. */
+  readonly memory?: number
+  /** What `previous` spares: it begins at `done` of `total`. */
+  readonly resumesAt?: Extent
+  /** Facts of the outputs that are known before, for the forecasts of stages below. */
+  readonly outputs: Readonly<Record<string, Facts>>
 }
 
 /** What `run` may use. It executes in a worker process of its own, so native code that dies takes only its attempt along. */
@@ -69,6 +112,8 @@ export interface StageContext<P, I> {
   readonly output: (port: string) => string
   /** A folder that all attempts with the same stage key share: in-stage checkpoints and partial downloads live here. */
   readonly work: string
+  /** What `continuation` and `additive` changes leave to build on; undefined where there is nothing. */
+  readonly previous: Previous<P> | undefined
   /** Relative paths in parameters are relative to this: the pipeline file's folder. */
   readonly baseDirectory: string
   readonly threads: number
@@ -129,6 +174,24 @@ export interface StageType<
     params: Decoded<P>,
     baseDirectory: string
   ): Effect.Effect<Schema.Json, StageError, FileSystem.FileSystem | Path.Path>
+  /**
+   * Where an attempt with this work folder would go on; undefined: from the start. Reads, never writes: `plan` asks while another process may be
+   * at work there.
+   */
+  resumePoint?(
+    work: string,
+    params: Decoded<P>
+  ): Effect.Effect<Extent | undefined, never, FileSystem.FileSystem | Path.Path>
+  /** Amounts and sizes before anything runs; undefined where too little is known. Port → facts of its artifacts, in order. */
+  forecast?(
+    params: Decoded<P>,
+    inputs: { readonly [K in keyof I]: ReadonlyArray<Facts> },
+    previous?: { readonly params: Decoded<P>; readonly outputs: Readonly<Record<string, Facts>> }
+  ): Forecast | undefined
+  /** Seconds by the engine's own model of this machine, for where no past run can tell. */
+  modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number): Effect.Effect<number | undefined>
+  /** runner: so light that a process of its own would cost more than the work; no native code, nothing that blocks. Default worker. */
+  readonly runsIn?: "worker" | "runner"
   /** One short phrase for the table at a run's end, from the facts of each output port: how much, how good. */
   headline?(facts: { readonly [K in keyof O]: Facts }): string
   /** Fills the output folders; returns each port's facts. */

@@ -7,14 +7,10 @@ import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import { Cause, Effect, Exit, Layer, Schema } from "effect"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
-import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { Job, WorkerEvent } from "./Executor.ts"
-import { decodeParams } from "./Parameters.ts"
-import { StageRegistry } from "./StageRegistry.ts"
-import { type AnyStageType, Preempted, type Progress, type StageContext, StageError } from "./StageType.ts"
-
-/** Readings closer together than this are dropped, the last one never. */
-const progressIntervalMillis = 100
+import { runJob } from "./StageJob.ts"
+import type { StageRegistry } from "./StageRegistry.ts"
+import { Preempted, StageError } from "./StageType.ts"
 
 const decodeJob = Schema.decodeUnknownEffect(Schema.fromJsonString(Job))
 const encodeEvent = Schema.encodeSync(Schema.fromJsonString(WorkerEvent))
@@ -29,76 +25,17 @@ export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => (stop.requested = true))
 
   const services = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer, FetchHttpClient.layer, registry)
-  const attempt = runJob(jobFile, emit, () => stop.requested).pipe(Effect.provide(services))
+  const attempt = Effect.try(() => readFileSync(jobFile, "utf8")).pipe(
+    Effect.flatMap(decodeJob),
+    Effect.orDie,
+    Effect.flatMap((job) => runJob(job, emit, () => stop.requested)),
+    Effect.provide(services)
+  )
   Effect.runFork(attempt).addObserver((exit) => {
     emit(finalEvent(exit))
     process.exit(0)
   })
 }
-
-const runJob = Effect.fn("runJob")(function* (
-  jobFile: string,
-  emit: (event: WorkerEvent) => void,
-  stopRequested: () => boolean
-) {
-  const job = yield* Effect.try(() => readFileSync(jobFile, "utf8")).pipe(Effect.flatMap(decodeJob), Effect.orDie)
-  const registry = yield* StageRegistry
-  const type = yield* registry.load(job.type)
-  if (type === undefined) return yield* Effect.die(new Error(`no stage type "${job.type}" in this worker`))
-  const params = yield* Effect.orDie(decodeParams(type, job.params))
-  const context: StageContext<typeof params, Readonly<Record<string, ArtifactHandle>>> = {
-    stage: job.stage,
-    params,
-    inputs: inputsOf(type, job),
-    output: (port) => {
-      const folder = job.outputs[port]
-      if (folder === undefined) throw new Error(`stage type ${type.name} has no output port "${port}"`)
-      return folder
-    },
-    work: job.work,
-    baseDirectory: job.baseDirectory,
-    threads: job.threads,
-    progress: throttled((reading) =>
-      emit({
-        _tag: "Progress",
-        done: reading.done,
-        total: reading.total,
-        unit: reading.unit,
-        metrics: finite(reading.metrics)
-      })
-    ),
-    log: (line) => emit({ _tag: "Log", line }),
-    warn: (line) => emit({ _tag: "Warning", line }),
-    stopRequested
-  }
-  return yield* type.run(context)
-})
-
-/** Ports as `run` expects them: a list for `many`, undefined for an absent optional one, else the handle. */
-const inputsOf = (type: AnyStageType, job: Job): Readonly<Record<string, ArtifactHandle>> =>
-  Object.fromEntries(
-    Object.entries(type.inputs).map(([name, port]) => {
-      const handles = job.inputs[name] ?? []
-      return [name, port.many ? handles : handles[0]]
-    })
-    // The port's own definition decides the shape, and only the stage type knows it statically.
-  ) as Readonly<Record<string, ArtifactHandle>>
-
-const throttled = (show: (reading: Progress) => void) => {
-  let last = Number.NEGATIVE_INFINITY
-  return (reading: Progress): void => {
-    const now = performance.now()
-    if (now - last < progressIntervalMillis && reading.done < reading.total) return
-    last = now
-    show(reading)
-  }
-}
-
-/** JSON knows no NaN and no infinity; null stands for them. */
-const finite = (metrics: Progress["metrics"]): Readonly<Record<string, number | null>> =>
-  Object.fromEntries(
-    Object.entries(metrics ?? {}).map(([name, value]) => [name, Number.isFinite(value) ? value : null])
-  )
 
 const finalEvent = (
   exit: Exit.Exit<Readonly<Record<string, Readonly<Record<string, Schema.Json>>>>, unknown>

@@ -18,6 +18,7 @@ import type {
   InputPort,
   OutputPort,
   Parameters,
+  Previous,
   Progress,
   StageContext,
   StageType
@@ -31,6 +32,8 @@ export interface RunOptions {
   readonly baseDirectory?: string
   /** Pass the `work` of an earlier result to resume as a second attempt would. Default: a fresh temporary folder. */
   readonly work?: string
+  /** An older result to build on; its parameters as written in the file. */
+  readonly previous?: Previous<Readonly<Record<string, unknown>>>
   /** `stopRequested()` answers false this many times, then true. Default: never true. */
   readonly stopAfterPolls?: number
   readonly threads?: number
@@ -124,6 +127,13 @@ export const runStage = Effect.fnUntraced(
       inputs: inputs as InputHandles<I>,
       output: (port) => join(folder, port),
       work,
+      previous:
+        options.previous === undefined
+          ? undefined
+          : {
+              ...options.previous,
+              params: (yield* decodeParameters(stage, options.previous.params)) as Decoded<P>
+            },
       baseDirectory,
       threads: options.threads ?? Math.min(2, availableParallelism()),
       progress: (reading) => void progress.push(reading),
