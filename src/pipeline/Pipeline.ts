@@ -29,20 +29,31 @@ import {
   toJson
 } from "./YamlSource.ts"
 
-export interface LoadOptions {
-  readonly file: string
+const topLevel = ["version", "name", "vars", "defaults", "stages", "profiles"]
+
+/** What is laid over the document before it is decoded. */
+export interface OverlayOptions {
   /** Overlays of the file's `profiles`, applied in order. */
   readonly profiles?: ReadonlyArray<string>
   /** "path=value", as -S takes them. */
   readonly overrides?: ReadonlyArray<string>
 }
 
-const topLevel = ["version", "name", "vars", "defaults", "stages", "profiles"]
+export interface LoadOptions extends OverlayOptions {
+  readonly file: string
+}
 
-export const loadPipeline = Effect.fn("loadPipeline")(function* (options: LoadOptions) {
+export interface TextOptions extends OverlayOptions {
+  /** What places in errors begin with, and `file` of the result: a file's name, or say "main:pipeline.yaml". */
+  readonly label: string
+  readonly text: string
+  /** Where relative paths in parameters start; made absolute. */
+  readonly baseDirectory: string
+}
+
+export const loadPipeline = Effect.fn("loadPipeline")(function* ({ file, ...overlay }: LoadOptions) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
-  const { file } = options
   const text = yield* fs.readFileString(file).pipe(
     Effect.mapError((error) => {
       const cause = error.reason._tag === "NotFound" ? "no such file" : error.message
@@ -52,18 +63,23 @@ export const loadPipeline = Effect.fn("loadPipeline")(function* (options: LoadOp
       })
     })
   )
-  const profiles = options.profiles ?? []
-  const overrides = options.overrides ?? []
+  return yield* loadPipelineText({ ...overlay, label: file, text, baseDirectory: path.dirname(path.resolve(file)) })
+})
+
+/** A pipeline whose text is at hand: of a git revision, of a past run. */
+export const loadPipelineText = Effect.fn("loadPipelineText")(function* (options: TextOptions) {
+  const path = yield* Path.Path
+  const { label, overrides = [], profiles = [], text } = options
   const report: Array<Diagnostic> = []
-  const document = overlaid(new Source("file", file, text), profiles, overrides, report)
-  if (document === undefined) return yield* new PipelineInvalid({ file, diagnostics: report })
+  const document = overlaid(new Source("file", label, text), profiles, overrides, report)
+  if (document === undefined) return yield* new PipelineInvalid({ file: label, diagnostics: report })
 
   const decoded = yield* decodeDocument(document.root, document.spans, report)
-  if (report.length > 0) return yield* new PipelineInvalid({ file, diagnostics: inFileOrder(report) })
+  if (report.length > 0) return yield* new PipelineInvalid({ file: label, diagnostics: inFileOrder(report) })
   const resolved: ResolvedPipeline = {
     ...decoded,
-    file,
-    baseDirectory: path.dirname(path.resolve(file)),
+    file: label,
+    baseDirectory: path.resolve(options.baseDirectory),
     text,
     profiles,
     overrides

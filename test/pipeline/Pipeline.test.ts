@@ -3,7 +3,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Duration, Effect, Layer } from "effect"
 import type { Diagnostic } from "../../src/pipeline/Diagnostics.ts"
-import { loadPipeline, type LoadOptions } from "../../src/pipeline/Pipeline.ts"
+import { loadPipeline, loadPipelineText, type LoadOptions } from "../../src/pipeline/Pipeline.ts"
 import { describeOrigins } from "../../src/pipeline/ResolvedPipeline.ts"
 import { workplace } from "./fixtures/harness.ts"
 import { testRegistry } from "./fixtures/stages.ts"
@@ -269,6 +269,19 @@ describe("errors in the file", () => {
       const error = yield* Effect.flip(loadPipeline({ file: "/nowhere/pipeline.yaml" }).pipe(Effect.provide(services)))
       assert.strictEqual(error.message, "/nowhere/pipeline.yaml: cannot be read: no such file")
     })
+  )
+
+  it.effect("text without a file has its label as its place", () =>
+    Effect.gen(function* () {
+      const text = `${head}stages: { a: { uses: write, with: { text: x } } }\n`
+      const label = "main:pipeline.yaml"
+      const pipeline = yield* loadPipelineText({ label, text, baseDirectory: "/somewhere" })
+      assert.strictEqual(pipeline.file, label)
+      assert.strictEqual(pipeline.baseDirectory, "/somewhere")
+      const faulty = text.replace("write", "wrte")
+      const error = yield* Effect.flip(loadPipelineText({ label, text: faulty, baseDirectory: "/somewhere" }))
+      assert.match(error.message, /^main:pipeline\.yaml:3:22: stages\.a\.uses: unknown stage type/u)
+    }).pipe(Effect.provide(services))
   )
 
   it.effect("reads like a compiler's", () =>
