@@ -8,6 +8,7 @@ import { doctorCommand } from "./cli/commands/doctor.ts"
 import { planCommand } from "./cli/commands/plan.ts"
 import { runCommand } from "./cli/commands/run.ts"
 import { runsCommand } from "./cli/commands/runs.ts"
+import { schemaCommand } from "./cli/commands/schema.ts"
 import { stageCommand } from "./cli/commands/stage.ts"
 import { statusCommand } from "./cli/commands/status.ts"
 import { tokenizerCommand } from "./cli/commands/tokenizer.ts"
@@ -29,6 +30,7 @@ const program = Command.make("tinyllama").pipe(
     statusCommand,
     runsCommand,
     stageCommand,
+    schemaCommand,
     chatCommand,
     tokenizerCommand,
     doctorCommand

@@ -69,7 +69,7 @@ const literalsOf = (issue: SchemaIssue.AnyOf): ReadonlyArray<string> =>
     : []
 
 /** Decodes one value and encodes it again, so that two spellings of one value become equal. */
-const canonical = (
+export const canonical = (
   schema: Schema.Codec<unknown, unknown>,
   value: unknown
 ): Result.Result<Schema.Json, ReadonlyArray<Fault>> =>

@@ -14,18 +14,20 @@ const bytesPer: Readonly<Record<string, number>> = {
   TiB: 2 ** 40
 }
 
+export const durationPattern = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$/u
 export const durationForm = 'a duration such as "30s", "10m" or "48h"'
 /** "500ms", "30s", "10m", "1.5h", "2d". */
 export const parseDuration = (text: string): Duration.Duration | undefined => {
-  const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$/u.exec(text.trim())
+  const match = durationPattern.exec(text.trim())
   const millis = Number(match?.[1]) * (millisPer[match?.[2] ?? ""] ?? Number.NaN)
   return Number.isFinite(millis) ? Duration.millis(millis) : undefined
 }
 
+export const bytesPattern = /^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?$/u
 export const bytesForm = 'a size such as "512MB" or "4GiB"'
 /** "512MB", "4GiB"; a plain number counts bytes. */
 export const parseBytes = (value: string | number): number | undefined => {
-  const match = /^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?$/u.exec(String(value).trim())
+  const match = bytesPattern.exec(String(value).trim())
   const bytes = Number(match?.[1]) * (bytesPer[match?.[2] ?? "B"] ?? Number.NaN)
   return Number.isFinite(bytes) ? Math.round(bytes) : undefined
 }

@@ -9,7 +9,8 @@ import { diagnose, type MappingNode, type Node, type Span } from "./YamlSource.t
 
 /** Trying again unchanged cannot help against these. */
 const hopeless: ReadonlyArray<FailureClass> = ["out-of-memory", "invalid-input", "diverged"]
-const retryable = FailureClass.literals.filter((failure) => !hopeless.includes(failure))
+/** What a retry policy may name. */
+export const retryable = FailureClass.literals.filter((failure) => !hopeless.includes(failure))
 
 export const defaultRetry: RetryPolicy = {
   times: 2,
@@ -181,8 +182,10 @@ export const decodeInputs = (
   return inputs
 }
 
+export const edgePattern = /^([^.\s]+)\.([^.\s]+)$/u
+
 const decodeEdge = (node: Node, path: string, report: Array<Diagnostic>): ReadonlyArray<WrittenEdge> => {
-  const match = node._tag === "scalar" ? /^([^.\s]+)\.([^.\s]+)$/u.exec(String(node.value)) : null
+  const match = node._tag === "scalar" ? edgePattern.exec(String(node.value)) : null
   const [, stage, port] = match ?? []
   if (stage !== undefined && port !== undefined) return [{ stage, port, span: node.span, path }]
   wrong(node, path, 'an edge "stage.port"', report)
