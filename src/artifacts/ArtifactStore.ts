@@ -24,6 +24,11 @@ export const KeyRecord = Schema.Struct({
   stage: Schema.String,
   attempt: Schema.Int,
   seconds: Schema.Finite,
+  /** Cores it had. */
+  cpus: Schema.optionalKey(Schema.Int),
+  /** How much work it was, in the stage type's unit: what scales `seconds` to other parameters. */
+  amount: Schema.optionalKey(Schema.Finite),
+  unit: Schema.optionalKey(Schema.String),
   /** ISO 8601. */
   at: Schema.String
 })
@@ -66,6 +71,8 @@ export class ArtifactStore extends Context.Service<
     /** Reads every byte; names the files that differ from the manifest. */
     readonly verify: (digest: string) => Effect.Effect<ReadonlyArray<string>, StageError>
     readonly lookup: (key: string) => Effect.Effect<Lookup>
+    /** What is recorded of a key, whatever became of its artifacts. */
+    readonly record: (key: string) => Effect.Effect<KeyRecord | undefined>
     /** Digests, makes durable and moves a filled folder into the store; an artifact that is there already is kept. */
     readonly publish: (
       publication: Publication
@@ -74,6 +81,7 @@ export class ArtifactStore extends Context.Service<
     readonly commit: (record: KeyRecord) => Effect.Effect<void, StageError>
     /** The work folder of a key; `openWork` makes it. */
     readonly openWork: (key: string) => Effect.Effect<string, StageError>
+    readonly workPath: (key: string) => string
     readonly hasWork: (key: string) => Effect.Effect<boolean>
     readonly clearWork: (key: string) => Effect.Effect<void>
     /** Where the key's lock files lie: their common prefix. */
@@ -133,22 +141,25 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     return faults
   })
 
+  const record = (key: string) =>
+    fs
+      .readFileString(recordOf(key))
+      .pipe(Effect.flatMap(decodeRecord), Effect.option, Effect.map(Option.getOrUndefined))
+
   const lookup = Effect.fn("ArtifactStore.lookup")(function* (key: string) {
-    const text = yield* Effect.option(fs.readFileString(recordOf(key)))
-    if (Option.isNone(text)) return { _tag: "Absent" } satisfies Lookup
-    const record = yield* Effect.option(decodeRecord(text.value))
-    if (Option.isNone(record)) return { _tag: "Absent" } satisfies Lookup
+    const known = yield* record(key)
+    if (known === undefined) return { _tag: "Absent" } satisfies Lookup
     const found: Record<string, StoredArtifact> = {}
-    for (const [port, digest] of Object.entries(record.value.outputs)) {
+    for (const [port, digest] of Object.entries(known.outputs)) {
       const manifest = yield* read(digest)
       const folder = folderOf(digest)
       const damage = manifest === undefined ? "its manifest is missing" : yield* firstDamage(manifest, folder)
       if (manifest === undefined || damage !== undefined) {
-        return { _tag: "Damaged", record: record.value, detail: `${port} (${folder}): ${damage}` } satisfies Lookup
+        return { _tag: "Damaged", record: known, detail: `${port} (${folder}): ${damage}` } satisfies Lookup
       }
       found[port] = { manifest, folder }
     }
-    return { _tag: "Complete", record: record.value, artifacts: found } satisfies Lookup
+    return { _tag: "Complete", record: known, artifacts: found } satisfies Lookup
   })
 
   const publish = Effect.fn("ArtifactStore.publish")(function* (publication: Publication) {
@@ -229,9 +240,11 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     handle,
     verify,
     lookup,
+    record,
     publish,
     commit,
     openWork,
+    workPath: workOf,
     hasWork,
     clearWork,
     lockPath: (key) => path.join(root, "locks", key)

@@ -1,6 +1,7 @@
 /** All that a run on this machine needs, over one runs folder; the caller adds Node's platform services and a StageRegistry. */
 import { Effect, Layer, Path } from "effect"
 import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
+import { KeyLedger } from "./KeyLedger.ts"
 import * as LocalExecutor from "./LocalExecutor.ts"
 import { RunEvents } from "./RunEvent.ts"
 import { Runs } from "./Runs.ts"
@@ -16,7 +17,7 @@ export const layer = (options: {
       const root = path.resolve(options.runs)
       return Layer.mergeAll(
         Runs.layer(root),
-        ArtifactStore.layer(path.join(root, "store")),
+        KeyLedger.layer.pipe(Layer.provideMerge(ArtifactStore.layer(path.join(root, "store")))),
         RunEvents.layer,
         LocalExecutor.layer(options.worker === undefined ? {} : { worker: options.worker })
       )

@@ -1,90 +1,241 @@
-/** What a run would do, and why: one entry for each stage, in topological order. Reads much and writes nothing. */
-import { Effect, Result } from "effect"
-import { compareParts, decide, type Decision, newestComplete, observe, type Reason } from "./Decision.ts"
+/**
+ * What a run would do, and why: one entry for each stage, in topological order. Reads much and writes nothing. A run decides with the same
+ * functions, so what stands here is what it does.
+ */
+import { availableParallelism } from "node:os"
+import { Effect, Result, type Schema } from "effect"
+import type { Facts } from "../artifacts/Artifact.ts"
+import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
+import { decide, type Decision, newestComplete, observe, ownParts, type Reason } from "./Decision.ts"
+import { type Estimate, estimate, forecastOf } from "./Estimate.ts"
+import { changeOf, type Difference, differences, strongest } from "./KeyDifference.ts"
+import { type HistoryEntry, type KeyHistory, KeyLedger } from "./KeyLedger.ts"
+import { decodeParams } from "./Parameters.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import { resolveSelection, type Roles, type Selection } from "./Selection.ts"
-import { keyParts } from "./StageKey.ts"
+import type { ChangeClass, Extent, Forecast, StageError } from "./StageType.ts"
 
 export { describeReason, type Reason } from "./Decision.ts"
+
+export type PlanStatus = "fresh" | "accepted" | "reuse" | "stale" | "pending" | "blocked" | "excluded"
 
 export interface StagePlan {
   readonly stage: string
   readonly uses: string
   /**
-   * fresh: a complete result serves; reuse: an older result serves because the selection keeps this stage as it is; stale: will run;
-   * pending: runs if what is above changes its inputs; blocked: cannot run, `message` says why; excluded: not selected, not needed.
+   * fresh: a complete result serves; accepted: an older one that a person said stands for it; reuse: an older result serves because the selection
+   * keeps this stage as it is; stale: will run; pending: runs if what is above changes its inputs; blocked: cannot run, `message` says why;
+   * excluded: not selected, not needed.
    */
-  readonly status: "fresh" | "reuse" | "stale" | "pending" | "blocked" | "excluded"
+  readonly status: PlanStatus
+  /** undefined while what is above has yet to run. */
   readonly key: string | undefined
-  /** The run that made the result, for fresh and reuse. */
+  /** The run that made the result, for fresh, accepted and reuse. */
   readonly from: string | undefined
   readonly reasons: ReadonlyArray<Reason>
-  /** Unfinished work with this key exists: the stage goes on from there. */
-  readonly resumes: boolean
-  /** Seconds that the newest complete result took. */
-  readonly lastSeconds: number | undefined
+  /** What all reasons together do to the last result: additive and continuation keep some of it. undefined where there is none. */
+  readonly change: ChangeClass | undefined
+  /** For stages that run: the work is unfinished or builds on an older result, and goes on from here. */
+  readonly resumesAt: Extent | undefined
+  /** Of an earlier attempt with this very key (`own`), or an older result that it builds on. */
+  readonly resumesFrom: "own" | "previous" | undefined
+  readonly estimate: Estimate | undefined
   readonly message?: string
 }
 
-export const plan = Effect.fn("plan")(function* (pipeline: ResolvedPipeline, selection: Selection = {}) {
+export interface Plan {
+  readonly stages: ReadonlyArray<StagePlan>
+  /** Facts of every output, real or forecast, by stage and port. */
+  readonly facts: ReadonlyMap<string, StageFacts>
+}
+
+/** Port → facts. */
+export type StageFacts = Readonly<Record<string, Facts>>
+
+/** A run will do this, as far as the plan knows: whether a pending stage runs shows only then. */
+export const willRun = ({ status }: StagePlan): boolean => status === "stale" || status === "pending"
+
+interface Planning {
+  readonly pipeline: ResolvedPipeline
+  readonly roles: Roles
+  readonly history: KeyHistory
+  readonly observed: ReadonlyMap<string, Result.Result<Schema.Json, StageError>>
+  readonly plans: Map<string, StagePlan>
+  readonly decisions: Map<string, Decision>
+  readonly facts: Map<string, StageFacts>
+  /** Cores that stages may take. */
+  readonly cpus: number
+  readonly estimates: boolean
+}
+
+export interface PlanOptions {
+  /** Cores to share among stages; all of the machine's by default. */
+  readonly cpus?: number
+  /** Whether to estimate time and disk; true by default. */
+  readonly estimates?: boolean
+}
+
+export const plan = Effect.fn("plan")(function* (
+  pipeline: ResolvedPipeline,
+  selection: Selection = {},
+  options: PlanOptions = {}
+) {
   const roles = yield* Effect.fromResult(resolveSelection(pipeline, selection))
-  const plans = new Map<string, StagePlan>()
-  const decisions = new Map<string, Decision>()
-  for (const stage of pipeline.stages) plans.set(stage.name, yield* planStage(pipeline, stage, roles, plans, decisions))
-  return Array.from(plans.values())
+  const ledger = yield* KeyLedger
+  const planning: Planning = {
+    pipeline,
+    roles,
+    history: yield* ledger.history(pipeline.name),
+    observed: yield* observeAll(
+      pipeline,
+      pipeline.stages.filter((stage) => roles.of(stage.name) !== "excluded")
+    ),
+    plans: new Map(),
+    decisions: new Map(),
+    facts: new Map(),
+    cpus: options.cpus ?? availableParallelism(),
+    estimates: options.estimates ?? true
+  }
+  for (const stage of pipeline.stages) planning.plans.set(stage.name, yield* planStage(planning, stage))
+  const result: Plan = { stages: Array.from(planning.plans.values()), facts: planning.facts }
+  return result
 })
 
-const planStage = Effect.fnUntraced(function* (
+/** What stages read from outside, before anything runs: a missing file is known at once. */
+export const observeAll = Effect.fnUntraced(function* (
   pipeline: ResolvedPipeline,
-  stage: ResolvedStage,
-  roles: Roles,
-  plans: ReadonlyMap<string, StagePlan>,
-  decisions: Map<string, Decision>
+  stages: ReadonlyArray<ResolvedStage>
 ) {
+  const results = yield* Effect.forEach(
+    stages,
+    (stage) => Effect.map(Effect.result(observe(pipeline, stage)), (result) => [stage.name, result] as const),
+    { concurrency: 4 }
+  )
+  return new Map<string, Result.Result<Schema.Json, StageError>>(results)
+})
+
+const emptyEntry = (stage: ResolvedStage) => ({
+  stage: stage.name,
+  uses: stage.type.name,
+  key: undefined,
+  from: undefined,
+  reasons: [],
+  change: undefined,
+  resumesAt: undefined,
+  resumesFrom: undefined,
+  estimate: undefined
+})
+
+const planStage = Effect.fnUntraced(function* (planning: Planning, stage: ResolvedStage) {
+  const { roles } = planning
   const role = roles.of(stage.name)
-  const entry = {
-    stage: stage.name,
-    uses: stage.type.name,
-    key: undefined,
-    from: undefined,
-    reasons: [],
-    resumes: false,
-    lastSeconds: undefined
-  }
+  const entry = emptyEntry(stage)
   const blocked = (message: string): StagePlan => ({ ...entry, status: "blocked", message })
   if (role === "excluded") return { ...entry, status: "excluded" } satisfies StagePlan
 
-  const observed = yield* Effect.result(observe(pipeline, stage))
+  const observed = planning.observed.get(stage.name) ?? Result.succeed(null)
   if (role === "run") {
     if (Result.isFailure(observed)) return blocked(`${observed.failure.message}. Next: ${observed.failure.next}`)
-    const above = stage.needs.flatMap((need) => {
-      const needed = plans.get(need)
-      return needed === undefined ? [] : [needed]
-    })
+    const above = stage.needs.flatMap((need) => planning.plans.get(need) ?? [])
     const missing = above.find((needed) => needed.status === "blocked")
     if (missing !== undefined) return blocked(`waits for ${missing.stage}: ${missing.message ?? ""}`)
     const sources = new Set(Object.values(stage.inputs).flatMap((edges) => edges.map((edge) => edge.stage)))
-    const first = above.find(
-      ({ stage: name, status }) => sources.has(name) && (status === "stale" || status === "pending")
-    )
-    if (first !== undefined) return yield* pending(pipeline, stage, roles, first.stage)
+    const first = above.find((needed) => sources.has(needed.stage) && willRun(needed))
+    if (first !== undefined) return yield* pending(planning, stage, first.stage)
   }
-  const forced = roles.forced(stage.name)
-  const decision = yield* decide({ pipeline, stage, role, forced, inputs: inputsFrom(stage, decisions), observed })
-  decisions.set(stage.name, decision)
+  const decision = yield* decide({
+    pipeline: planning.pipeline,
+    stage,
+    role,
+    forced: roles.forced(stage.name),
+    past: planning.history.get(stage.name) ?? [],
+    inputs: inputsFrom(stage, planning.decisions),
+    observed
+  })
+  planning.decisions.set(stage.name, decision)
+  return yield* planDecided(planning, stage, decision)
+})
+
+const planDecided = Effect.fnUntraced(function* (planning: Planning, stage: ResolvedStage, decision: Decision) {
+  const entry = emptyEntry(stage)
   switch (decision._tag) {
     case "Unavailable":
-      return blocked(decision.message)
+      return { ...entry, status: "blocked", message: decision.message } satisfies StagePlan
     case "Use": {
-      const { key, reasons, record, status } = decision
-      return { ...entry, status, key, from: record.run, reasons, lastSeconds: record.seconds } satisfies StagePlan
+      const { acceptance, artifacts, key, reasons, record, status } = decision
+      planning.facts.set(
+        stage.name,
+        Object.fromEntries(Object.entries(artifacts).map(([port, { manifest }]) => [port, manifest.facts]))
+      )
+      const used: StagePlan = { ...entry, status, key, from: record.run, reasons }
+      return acceptance === undefined ? used : { ...used, message: `accepted by ${acceptance.by}: ${acceptance.because}` }
     }
     case "Run": {
-      const { key, lastSeconds, reasons, resumes } = decision
-      return { ...entry, status: "stale", key, reasons, resumes, lastSeconds } satisfies StagePlan
+      const { key, previous, reasons } = decision
+      const twin = Array.from(planning.plans.values()).find((other) => willRun(other) && other.key === key)
+      if (twin !== undefined) {
+        const shared: StagePlan = { ...entry, status: "pending", key, reasons: [{ _tag: "Shared", stage: twin.stage }] }
+        return shared
+      }
+      const own = decision.resumes ? yield* resumePoint(stage, key) : undefined
+      const base: StagePlan = {
+        ...entry,
+        status: "stale",
+        key,
+        reasons,
+        change: reasons.some(({ _tag }) => _tag === "NoResult" || _tag === "Damaged" || _tag === "Forced")
+          ? undefined
+          : changeOfReasons(reasons),
+        resumesFrom: decision.resumes ? "own" : previous === undefined ? undefined : "previous",
+        resumesAt: own
+      }
+      return yield* withForecast(planning, stage, base, previous)
     }
   }
 })
+
+const changeOfReasons = (reasons: ReadonlyArray<Reason>): ChangeClass =>
+  strongest(reasons.map((reason) => (isDifference(reason) ? changeOf(reason) : "identity")))
+
+const others: ReadonlySet<Reason["_tag"]> = new Set(["NoResult", "Damaged", "Forced", "Upstream", "Shared"])
+const isDifference = (reason: Reason): reason is Difference => !others.has(reason._tag)
+
+/** Where the work folder of a key says that it goes on. */
+const resumePoint = Effect.fnUntraced(function* (stage: ResolvedStage, key: string) {
+  const store = yield* ArtifactStore
+  if (stage.type.resumePoint === undefined) return undefined
+  const params = yield* Effect.orDie(decodeParams(stage.type, stage.params))
+  return yield* stage.type.resumePoint(store.workPath(key), params)
+})
+
+/** Adds what the stage's type forecasts, and what past runs say of the time. */
+const withForecast = Effect.fnUntraced(function* (
+  planning: Planning,
+  stage: ResolvedStage,
+  base: StagePlan,
+  previous: Parameters<typeof forecastOf>[2]
+) {
+  const forecast = yield* forecastOf(stage, planning.facts, previous)
+  if (forecast !== undefined) planning.facts.set(stage.name, forecast.outputs)
+  const resumesAt = base.resumesAt ?? (previous === undefined ? undefined : forecast?.resumesAt)
+  const planned: StagePlan = { ...base, resumesAt }
+  if (!planning.estimates) return planned
+  return { ...planned, estimate: yield* estimateOf(planning, stage, forecast, resumesAt) }
+})
+
+const estimateOf = (
+  planning: Planning,
+  stage: ResolvedStage,
+  forecast: Forecast | undefined,
+  resumesAt: Extent | undefined
+) =>
+  estimate({
+    stage,
+    past: planning.history.get(stage.name) ?? [],
+    forecast,
+    resumesAt,
+    cpus: stage.resources.cpus === "all" ? planning.cpus : Math.min(stage.resources.cpus, planning.cpus)
+  })
 
 /** The digests that the stages above give; undefined when one of them has no result. */
 const inputsFrom = (stage: ResolvedStage, decisions: ReadonlyMap<string, Decision>) => {
@@ -102,28 +253,46 @@ const inputsFrom = (stage: ResolvedStage, decisions: ReadonlyMap<string, Decisio
   return inputs
 }
 
-/** Its inputs are not known yet. A changed parameter makes it stale all the same. */
-const pending = Effect.fnUntraced(function* (
-  pipeline: ResolvedPipeline,
-  stage: ResolvedStage,
-  roles: Roles,
-  above: string
-) {
-  const last = yield* newestComplete({ pipeline, stage })
-  const { inputs: _, observed: __, ...own } = keyParts(stage.type, stage.params, {}, null)
-  const changes = last === undefined ? [] : compareParts(last.parts, own, stage)
+/**
+ * Its inputs are not known yet. A changed parameter makes it stale all the same, unless an older result may turn out to be just what the new
+ * inputs give.
+ */
+const pending = Effect.fnUntraced(function* (planning: Planning, stage: ResolvedStage, above: string) {
+  const past = planning.history.get(stage.name) ?? []
+  const last = yield* newestComplete(past)
+  const own = { ...ownParts(stage), ...observedOf(planning, stage) }
+  const changes = last === undefined ? [] : differences(stage.type, last.parts, own, stage.inputs)
+  const mayBeKnown = changes.length > 0 && (yield* hasResultOf(stage, past, own))
+  const forced = planning.roles.forced(stage.name)
   const reasons: Array<Reason> = [{ _tag: "Upstream", stage: above }, ...changes]
-  if (roles.forced(stage.name)) reasons.unshift({ _tag: "Forced" })
+  if (forced) reasons.unshift({ _tag: "Forced" })
   else if (last === undefined) reasons.unshift({ _tag: "NoResult" })
-  const entry: StagePlan = {
-    stage: stage.name,
-    uses: stage.type.name,
-    status: reasons.length > 1 ? "stale" : "pending",
-    key: undefined,
-    from: undefined,
+  const base: StagePlan = {
+    ...emptyEntry(stage),
+    status: reasons.length > 1 && !mayBeKnown ? "stale" : "pending",
     reasons,
-    resumes: false,
-    lastSeconds: last?.record.seconds
+    change: last === undefined || forced ? undefined : changes.length === 0 ? undefined : changeOfReasons(changes)
   }
-  return entry
+  return yield* withForecast(planning, stage, base, undefined)
 })
+
+/** Whether an older result has all that is known of the new key. */
+const hasResultOf = Effect.fnUntraced(function* (
+  stage: ResolvedStage,
+  past: ReadonlyArray<HistoryEntry>,
+  own: Parameters<typeof differences>[2]
+) {
+  const ledger = yield* KeyLedger
+  const store = yield* ArtifactStore
+  for (const { key } of past) {
+    const parts = yield* ledger.parts(key)
+    if (parts === undefined || differences(stage.type, parts, own, stage.inputs).length > 0) continue
+    if ((yield* store.lookup(key))._tag === "Complete") return true
+  }
+  return false
+})
+
+const observedOf = (planning: Planning, stage: ResolvedStage) => {
+  const observed = planning.observed.get(stage.name)
+  return observed !== undefined && Result.isSuccess(observed) ? { observed: observed.success } : {}
+}

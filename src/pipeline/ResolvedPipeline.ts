@@ -66,6 +66,8 @@ export interface ResolvedPipeline {
   readonly profiles: ReadonlyArray<string>
   readonly overrides: ReadonlyArray<string>
   readonly vars: Readonly<Record<string, Schema.Json>>
+  /** What an hour of the machine costs. */
+  readonly price?: { readonly perHour: number; readonly currency: string }
   /** In topological order. */
   readonly stages: ReadonlyArray<ResolvedStage>
 }

@@ -1,7 +1,7 @@
 /** What happens in a run, as the journal keeps it and as the live display sees it: one vocabulary for both. */
 import { Context, Effect, Layer, PubSub, Schema } from "effect"
 import { ArtifactType } from "../artifacts/Artifact.ts"
-import { FailureClass } from "./StageType.ts"
+import { ChangeClass, FailureClass } from "./StageType.ts"
 
 /** ISO 8601 in UTC. */
 const at = Schema.String
@@ -27,7 +27,17 @@ export const RunEvent = Schema.TaggedUnion({
     stages: Schema.Array(Schema.String)
   },
   /** The stage's key is known and no complete result serves: it will run, for these reasons. */
-  StagePlanned: { at, stage, key: Schema.String, reasons: Schema.Array(Schema.String), resumes: Schema.Boolean },
+  StagePlanned: {
+    at,
+    stage,
+    key: Schema.String,
+    reasons: Schema.Array(Schema.String),
+    resumes: Schema.Boolean,
+    /** The older result that it builds on, of which `change` tells what is kept. */
+    previous: Schema.optionalKey(
+      Schema.Struct({ run: Schema.String, key: Schema.String, change: ChangeClass })
+    )
+  },
   /** A complete result was taken from the store; `from` is the run that made it. */
   StageCached: {
     at,

@@ -4,7 +4,8 @@ import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, type Schema }
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { digestOf } from "../artifacts/CanonicalJson.ts"
 import { makeCapacity } from "./Capacity.ts"
-import { observe } from "./Decision.ts"
+import { KeyLedger } from "./KeyLedger.ts"
+import { observeAll } from "./Plan.ts"
 import { journalFile, openJournal, timestamp } from "./Journal.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import type { RunEvent, RunStatus, StageOutcome } from "./RunEvent.ts"
@@ -151,6 +152,7 @@ const execute = Effect.fnUntraced(function* (
     pipeline,
     run: info,
     emit,
+    history: yield* (yield* KeyLedger).history(pipeline.name),
     capacity: yield* makeCapacity({ cpus: options.cpus ?? availableParallelism(), memory: totalmem(), gpus: 0 }),
     stop: Deferred.await(stopRequested),
     stopping: Deferred.isDone(stopRequested),
@@ -233,16 +235,6 @@ const runStages = Effect.fnUntraced(function* (
   )
   const all = yield* settledOf(stages.map((stage) => stage.name))
   return Array.from(all.values(), ({ summary }) => summary)
-})
-
-/** Before anything runs: what stages read from outside, so that a missing file is known at once. */
-const observeAll = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, stages: ReadonlyArray<ResolvedStage>) {
-  const results = yield* Effect.forEach(
-    stages,
-    (stage) => Effect.map(Effect.result(observe(pipeline, stage)), (result) => [stage.name, result] as const),
-    { concurrency: 4 }
-  )
-  return new Map<string, Result.Result<Schema.Json, StageError>>(results)
 })
 
 interface Skipped {

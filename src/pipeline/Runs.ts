@@ -90,8 +90,6 @@ export class Runs extends Context.Service<
     /** Makes a new run folder for the pipeline, and points `latest` at it. */
     readonly create: (pipeline: ResolvedPipeline) => Effect.Effect<RunInfo, StorageError>
     readonly update: (run: RunInfo, change: Partial<RunRecord>) => Effect.Effect<RunInfo, StorageError>
-    /** Key files of the stage in runs of the pipeline of this name, newest run first. */
-    readonly keyHistory: (pipeline: string, stage: string) => Effect.Effect<ReadonlyArray<StageKeyFile>, StorageError>
     /** Common prefix of the run's lock files. */
     readonly lockPath: (run: RunInfo) => string
   }
@@ -102,7 +100,6 @@ export class Runs extends Context.Service<
 export const stageFolder = (index: number, stage: string): string => `${String(index + 1).padStart(2, "0")}-${stage}`
 
 const decodeRecord = Schema.decodeEffect(Schema.fromJsonString(RunRecord))
-const decodeKeyFile = Schema.decodeEffect(Schema.fromJsonString(StageKeyFile))
 
 const make = Effect.fn("Runs.make")(function* (root: string) {
   const fs = yield* FileSystem.FileSystem
@@ -228,23 +225,7 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
     yield* fs.rename(temporary, path.join(root, "latest"))
   })
 
-  const keyHistory = Effect.fn("Runs.keyHistory")(function* (pipeline: string, stage: string) {
-    const found: Array<StageKeyFile> = []
-    for (const run of yield* list) {
-      if (run.pipeline !== pipeline) continue
-      const stages = path.join(run.folder, "stages")
-      const folders = yield* fs.readDirectory(stages).pipe(Effect.orElseSucceed(() => []))
-      const folder = folders.find((name) => name.replace(/^\d+-/u, "") === stage)
-      if (folder === undefined) continue
-      const file = yield* Effect.option(
-        Effect.flatMap(fs.readFileString(path.join(stages, folder, "key.json")), decodeKeyFile)
-      )
-      if (Option.isSome(file)) found.push(file.value)
-    }
-    return found
-  })
-
-  return Runs.of({ root, list, find, readEvents, outputs, create, update, keyHistory, lockPath })
+  return Runs.of({ root, list, find, readEvents, outputs, create, update, lockPath })
 })
 
 export const storageError =

@@ -4,13 +4,16 @@ import type { ArtifactHandle, Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import type { Capacity } from "./Capacity.ts"
-import { decide, describeReason, type Reason, type Run, type Use } from "./Decision.ts"
-import { Executor, type WorkerEvent } from "./Executor.ts"
+import { decide, describeReason, type PreviousResult, type Reason, type Run, type Use } from "./Decision.ts"
+import { Executor, type Job, type WorkerEvent } from "./Executor.ts"
 import { timestamp } from "./Journal.ts"
+import { decodeParams } from "./Parameters.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import { retryDelay } from "./Retry.ts"
 import type { RunEvent } from "./RunEvent.ts"
 import { acquireLock, awaitLock, type Lock } from "./RunLock.ts"
+import { forecastOf } from "./Estimate.ts"
+import { type KeyHistory, KeyLedger } from "./KeyLedger.ts"
 import { type RunInfo, stageFolder } from "./Runs.ts"
 import type { KeyParts } from "./StageKey.ts"
 import { Preempted, StageError } from "./StageType.ts"
@@ -21,6 +24,8 @@ export interface RunContext {
   readonly run: RunInfo
   readonly capacity: Capacity
   readonly emit: (event: RunEvent) => Effect.Effect<void>
+  /** The keys that stages had before this run. */
+  readonly history: KeyHistory
   /** Completes when the run shall stop. */
   readonly stop: Effect.Effect<void>
   readonly stopping: Effect.Effect<boolean>
@@ -59,6 +64,7 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
     stage,
     role,
     forced,
+    past: context.history.get(stage.name) ?? [],
     inputs: inputs === undefined ? undefined : digestsOf(inputs),
     observed,
     satisfied: (record) => record.run === context.run.id && record.at >= context.forcedSince
@@ -81,6 +87,10 @@ const useResult = Effect.fnUntraced(function* (context: RunContext, stage: Resol
   if (use.status === "reuse" && use.reasons.length > 0) {
     const changes = use.reasons.map(describeReason).join("; ")
     yield* warn(context, stage, `kept as it is, though the file now says otherwise: ${changes}`)
+  }
+  if (use.acceptance !== undefined) {
+    const { because, by } = use.acceptance
+    yield* warn(context, stage, `accepted by ${by} as what the file asks for, and not made: ${because}`)
   }
   if (use.status === "fresh") yield* tidyWork(use.key)
   return yield* cached(context, stage, use.key, use.record.run, use.artifacts)
@@ -113,7 +123,7 @@ type Ready = Assignment & { readonly inputs: Readonly<Record<string, ReadonlyArr
 const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run) {
   const store = yield* ArtifactStore
   const { stage } = assignment
-  const { key, reasons, resumes } = decision
+  const { key, previous, reasons, resumes } = decision
   yield* writeKey(context, stage, key, decision.parts)
   const damage = reasons.find((reason): reason is Reason & { readonly _tag: "Damaged" } => reason._tag === "Damaged")
   if (damage !== undefined) yield* warn(context, stage, `${describeReason(damage)}; it is made again`)
@@ -123,7 +133,8 @@ const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment:
     stage: stage.name,
     key,
     reasons: reasons.map(describeReason),
-    resumes
+    resumes,
+    ...(previous === undefined ? {} : { previous: { run: previous.run, key: previous.key, change: previous.change } })
   })
   const lock = yield* awaitLock(store.lockPath(key), `stage ${stage.name}`, (holder) =>
     Effect.flatMap(timestamp, (at) => {
@@ -230,6 +241,7 @@ const attemptOnce = Effect.fnUntraced(function* (
     }
     const work = yield* store.openWork(decision.key)
     const resumes = yield* store.hasWork(decision.key)
+    const effort = yield* effortOf(assignment, decision, resumes)
     const started = yield* Clock.currentTimeMillis
     yield* context.emit({
       _tag: "AttemptStarted",
@@ -249,7 +261,7 @@ const attemptOnce = Effect.fnUntraced(function* (
         inputs: assignment.inputs,
         outputs,
         work,
-        previous: null,
+        previous: previousJob(stage, decision.previous),
         baseDirectory: context.pipeline.baseDirectory,
         threads: cpus
       },
@@ -260,13 +272,46 @@ const attemptOnce = Effect.fnUntraced(function* (
       onEvent: (event) => relay(context, stage, number, event)
     })
     const seconds = yield* since(started)
-    return yield* publish(context, stage, decision, number, seconds, outputs, facts)
+    return yield* publish(context, stage, decision, { number, seconds, cpus, ...effort }, outputs, facts)
   }).pipe(
     // What an unfinished attempt wrote to its outputs is of no use; what can be resumed lies in the work folder.
     Effect.onError(() => removeOutputs(path.join(folder, "output"))),
     Effect.mapError((error): AttemptError => ({ error, number }))
   )
 })
+
+/** What this attempt has to do, for the times of later plans: the whole work less what is done already. */
+const effortOf = Effect.fnUntraced(function* (assignment: Ready, decision: Run, resumes: boolean) {
+  const store = yield* ArtifactStore
+  const { inputs, stage } = assignment
+  const facts = new Map<string, Record<string, Facts>>()
+  for (const [port, edges] of Object.entries(stage.inputs)) {
+    for (const [index, edge] of edges.entries()) {
+      const known = inputs[port]?.[index]?.facts
+      if (known !== undefined) facts.set(edge.stage, { ...facts.get(edge.stage), [edge.port]: known })
+    }
+  }
+  const forecast = yield* forecastOf(stage, facts, decision.previous)
+  if (forecast === undefined) return {}
+  const params = yield* Effect.orDie(decodeParams(stage.type, stage.params))
+  const at = resumes ? yield* stage.type.resumePoint?.(store.workPath(decision.key), params) ?? Effect.undefined : undefined
+  const { done, total } = at ?? forecast.resumesAt ?? { done: 0, total: 1 }
+  return { amount: forecast.amount * (total > 0 ? Math.max(0, 1 - done / total) : 1), unit: forecast.unit }
+})
+
+const previousJob = (stage: ResolvedStage, previous: PreviousResult | undefined): Job["previous"] =>
+  previous === undefined
+    ? null
+    : {
+        params: { ...stage.params, ...previous.parts.params },
+        outputs: Object.fromEntries(
+          Object.entries(previous.artifacts ?? {}).map(([port, artifact]) => [
+            port,
+            handleOf(artifact, `${stage.name}.${port}`)
+          ])
+        ),
+        work: previous.work ?? null
+      }
 
 const removeOutputs = (folder: string) =>
   Effect.flatMap(FileSystem.FileSystem, (fs) => Effect.ignore(fs.remove(folder, { recursive: true, force: true })))
@@ -292,18 +337,26 @@ const relay = (context: RunContext, stage: ResolvedStage, attempt: number, event
     }
   })
 
+interface AttemptRecord {
+  readonly number: number
+  readonly seconds: number
+  readonly cpus: number
+  readonly amount?: number
+  readonly unit?: string
+}
+
 /** Artifacts first, then the key record that makes them the stage's result; only then may the work folder go. */
 const publish = Effect.fnUntraced(function* (
   context: RunContext,
   stage: ResolvedStage,
   decision: Run,
-  attempt: number,
-  seconds: number,
+  attempt: AttemptRecord,
   folders: Readonly<Record<string, string>>,
   facts: Readonly<Record<string, Facts>>
 ) {
   const store = yield* ArtifactStore
   const { key } = decision
+  const { number, ...effort } = attempt
   const before = yield* store.lookup(key)
   const madeBy = {
     stageType: stage.type.name,
@@ -311,7 +364,7 @@ const publish = Effect.fnUntraced(function* (
     stageKey: key,
     run: context.run.id,
     stage: stage.name,
-    attempt
+    attempt: attempt.number
   }
   const artifacts: Record<string, StoredArtifact> = {}
   for (const [port, { type }] of Object.entries(stage.type.outputs)) {
@@ -344,8 +397,8 @@ const publish = Effect.fnUntraced(function* (
     outputs,
     run: context.run.id,
     stage: stage.name,
-    attempt,
-    seconds,
+    attempt: number,
+    ...effort,
     at: yield* timestamp
   })
   yield* store.clearWork(key)
@@ -356,6 +409,8 @@ const folderOf = (path: Path.Path, context: RunContext, stage: ResolvedStage): s
   path.join(context.run.folder, "stages", stageFolder(stage.index, stage.name))
 
 const writeKey = Effect.fnUntraced(function* (context: RunContext, stage: ResolvedStage, key: string, parts: KeyParts) {
+  const ledger = yield* KeyLedger
+  yield* ledger.record({ pipeline: context.pipeline.name, run: context.run.id, stage: stage.name, key, parts })
   const file = (yield* Path.Path).join(folderOf(yield* Path.Path, context, stage), "key.json")
   yield* writeJsonAtomic(file, { version: 1, key, parts }).pipe(Effect.mapError(storageFailure(file)))
 })

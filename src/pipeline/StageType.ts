@@ -11,7 +11,8 @@ import type { ArtifactHandle, ArtifactType, Facts } from "../artifacts/Artifact.
  * identity: a new stage key, the stage runs anew; continuation: same lineage, goes on from its last checkpoint;
  * additive: only the new items run; operational: nothing is stale.
  */
-export type ChangeClass = "identity" | "continuation" | "additive" | "operational"
+export const ChangeClass = Schema.Literals(["identity", "continuation", "additive", "operational"])
+export type ChangeClass = typeof ChangeClass.Type
 /** A rule may look at the whole parameter sets: more tokens continue a run under one schedule and need a new one under another. */
 export type ChangeRule = ChangeClass | ((change: Change) => ChangeClass)
 
@@ -192,6 +193,8 @@ export interface StageType<
   modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number): Effect.Effect<number | undefined>
   /** runner: so light that a process of its own would cost more than the work; no native code, nothing that blocks. Default worker. */
   readonly runsIn?: "worker" | "runner"
+  /** What a changed observation does; additive: `run` tells by itself which parts are still what they were. Default identity. */
+  readonly observationChange?: "identity" | "additive"
   /** One short phrase for the table at a run's end, from the facts of each output port: how much, how good. */
   headline?(facts: { readonly [K in keyof O]: Facts }): string
   /** Fills the output folders; returns each port's facts. */

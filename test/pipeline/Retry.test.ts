@@ -4,6 +4,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Duration, Effect, Fiber, Layer, Ref } from "effect"
 import { TestClock } from "effect/testing"
 import { ArtifactStore } from "../../src/artifacts/ArtifactStore.ts"
+import { KeyLedger } from "../../src/pipeline/KeyLedger.ts"
 import { Executor } from "../../src/pipeline/Executor.ts"
 import { loadPipeline } from "../../src/pipeline/Pipeline.ts"
 import { retryDelay } from "../../src/pipeline/Retry.ts"
@@ -69,7 +70,7 @@ describe("retries of a stage", () => {
   const services = (root: string, executor: Executor["Service"]) =>
     Layer.mergeAll(
       Runs.layer(root),
-      ArtifactStore.layer(`${root}/store`),
+      KeyLedger.layer.pipe(Layer.provideMerge(ArtifactStore.layer(`${root}/store`))),
       RunEvents.layer,
       Layer.succeed(Executor, executor)
     ).pipe(Layer.provideMerge(Layer.merge(NodeServices.layer, testRegistry)))

@@ -1,37 +1,51 @@
-/** `tinyllama plan FILE`: what a run would do, and why, before anything runs. */
-import { Console, Effect } from "effect"
-import { Command } from "effect/cli"
+/** `tinyllama plan FILE`: what a run would do, why, and at what cost, before anything runs. */
+import { availableParallelism } from "node:os"
+import { Console, Effect, Option } from "effect"
+import { Command, Flag } from "effect/cli"
 import * as LocalRunner from "../../pipeline/LocalRunner.ts"
 import * as Plan from "../../pipeline/Plan.ts"
+import { planDocument, savePlan } from "../../pipeline/PlanDocument.ts"
+import { totals } from "../../pipeline/PlanTotals.ts"
+import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
-import * as Format from "../Format.ts"
+import { planText } from "../PlanTable.ts"
 
 export const planCommand = Command.make(
   "plan",
-  { file: Flags.pipelineFile, ...Flags.selection, ...Flags.overlays, runs: Flags.runs, json: Flags.json },
+  {
+    file: Flags.pipelineFile,
+    ...Flags.selection,
+    ...Flags.overlays,
+    runs: Flags.runs,
+    json: Flags.json,
+    exitCode: Flag.Boolean("exit-code").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Exit 4 when a run would do something")
+    ),
+    out: Flag.String("out").pipe(
+      Flag.withMetavar("plan.json"),
+      Flag.optional,
+      Flag.withDescription("Save the plan; tinyllama run plan.json does just that, or refuses")
+    )
+  },
   Effect.fn(function* (flags) {
     const pipeline = yield* Flags.loadPipeline(flags)
-    const stages = yield* Plan.plan(pipeline, Flags.toSelection(flags)).pipe(
+    const selection = Flags.toSelection(flags)
+    const cpus = availableParallelism()
+    const planned = yield* Plan.plan(pipeline, selection, { cpus }).pipe(
       Effect.provide(LocalRunner.layer({ runs: flags.runs }))
     )
-    if (flags.json) return yield* Console.log(JSON.stringify({ version: 1, pipeline: pipeline.name, stages }))
-    yield* Console.log(Format.table(["stage", "uses", "status", "why", "last time"], stages.map(row)))
-    const work = stages.filter(({ status }) => status === "stale" || status === "pending").length
-    yield* Console.log(
-      work === 0
-        ? "\nEverything is up to date."
-        : `\n${work} of ${stages.length} stages to run. Next: npx tinyllama run ${flags.file}`
-    )
+    const whole = totals(pipeline, planned.stages, cpus)
+    const document = planDocument(pipeline, selection, planned.stages, whole)
+    if (Option.isSome(flags.out)) yield* savePlan(flags.out.value, document)
+    if (flags.json) yield* Console.log(JSON.stringify(document))
+    else yield* Console.log(planText(planned.stages, whole, Option.getOrElse(flags.out, () => flags.file)))
+    if (flags.exitCode && whole.stages > 0) return yield* new Ended({ code: 4 })
   })
-).pipe(Command.withDescription("Show what a run would do, and why"))
-
-const row = (stage: Plan.StagePlan): ReadonlyArray<string> => [
-  stage.stage,
-  stage.uses,
-  stage.resumes ? `${stage.status}, resumes` : stage.status,
-  stage.message ??
-    (stage.status === "fresh" || stage.status === "reuse"
-      ? `from ${stage.from ?? "?"}`
-      : stage.reasons.map(Plan.describeReason).join("; ")),
-  stage.lastSeconds === undefined ? "" : Format.duration(stage.lastSeconds)
-]
+).pipe(
+  Command.withDescription("Show what a run would do, why, from where it resumes, and what it would cost"),
+  Command.withExamples([
+    { command: "tinyllama plan pipeline.yaml -S base.max_tokens=1e6" },
+    { command: "tinyllama plan --out plan.json && tinyllama run plan.json" }
+  ])
+)
