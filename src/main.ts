@@ -5,6 +5,7 @@ import { Console, Effect, Layer, Logger } from "effect"
 import { CliOutput, Command } from "effect/cli"
 import { chatCommand } from "./cli/commands/chat.ts"
 import { doctorCommand } from "./cli/commands/doctor.ts"
+import { fmtCommand } from "./cli/commands/fmt.ts"
 import { planCommand } from "./cli/commands/plan.ts"
 import { runCommand } from "./cli/commands/run.ts"
 import { runsCommand } from "./cli/commands/runs.ts"
@@ -30,6 +31,7 @@ const program = Command.make("tinyllama").pipe(
     statusCommand,
     runsCommand,
     stageCommand,
+    fmtCommand,
     schemaCommand,
     chatCommand,
     tokenizerCommand,

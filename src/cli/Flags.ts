@@ -15,7 +15,7 @@ export const json = Flag.Boolean("json").pipe(
 )
 
 /** The shorter way to say a path: relative to the current folder, or absolute. */
-const asSaid = (path: string): string => {
+export const asSaid = (path: string): string => {
   const fromHere = relative(process.cwd(), path)
   return fromHere !== "" && fromHere.length < path.length ? fromHere : path
 }

@@ -29,7 +29,8 @@ import {
   toJson
 } from "./YamlSource.ts"
 
-const topLevel = ["version", "name", "vars", "defaults", "stages", "profiles"]
+/** Keys of the file, in the order in which the formatter writes them. */
+export const topLevel = ["version", "name", "vars", "defaults", "stages", "profiles"]
 
 /** What is laid over the document before it is decoded. */
 export interface OverlayOptions {
