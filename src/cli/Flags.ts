@@ -58,6 +58,10 @@ export const selection = {
     Flag.atLeast(0),
     Flag.withMetavar("stage"),
     Flag.withDescription("Run this stage even if it is up to date (all: every stage); may be repeated")
+  ),
+  reuseStale: Flag.Boolean("reuse-stale").pipe(
+    Flag.withDefault(false),
+    Flag.withDescription("With --from-stage or --only: reuse results above although the file has changed since")
   )
 }
 
@@ -76,11 +80,13 @@ export const toSelection = (flags: {
   readonly toStage: { readonly stage?: string }
   readonly only: ReadonlyArray<string>
   readonly force: ReadonlyArray<string>
+  readonly reuseStale: boolean
 }) => ({
   ...(flags.fromStage.stage === undefined ? {} : { fromStage: flags.fromStage.stage }),
   ...(flags.toStage.stage === undefined ? {} : { toStage: flags.toStage.stage }),
   ...(flags.only.length === 0 ? {} : { only: flags.only.flatMap((names) => names.split(",")) }),
-  ...(flags.force.length === 0 ? {} : { force: flags.force.flatMap((names) => names.split(",")) })
+  ...(flags.force.length === 0 ? {} : { force: flags.force.flatMap((names) => names.split(",")) }),
+  ...(flags.reuseStale ? { reuseStale: true } : {})
 })
 
 export const loadPipeline = Effect.fn("loadPipeline")(

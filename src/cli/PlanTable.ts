@@ -21,8 +21,7 @@ const row = (plan: StagePlan): ReadonlyArray<string> => [
 ]
 
 /** "stale", "stale (continuation)", "fresh". */
-const statusText = ({ change, status }: StagePlan): string =>
-  change === undefined ? status : `${status} (${change})`
+const statusText = ({ change, status }: StagePlan): string => (change === undefined ? status : `${status} (${change})`)
 
 const why = (plan: StagePlan): string => {
   const { from, message, reasons, status } = plan
@@ -55,9 +54,10 @@ const timeText = ({ estimate }: StagePlan): string => {
 const toDo = (plans: ReadonlyArray<StagePlan>, whole: PlanTotals, argument: string): ReadonlyArray<string> => {
   const blocked = plans.filter(({ status }) => status === "blocked").length
   const { money, seconds, unknown } = whole
-  const time = seconds === undefined ? "time unknown" : `at most about ${Format.duration(seconds)}`
-  const without = unknown.length === 0 || seconds === undefined ? "" : ` without ${unknown.join(", ")}, whose time is unknown`
-  const price = money === undefined ? "" : `, ${money.currency}${money.amount.toFixed(2)}`
+  const time = seconds === null ? "time unknown" : `at most about ${Format.duration(seconds)}`
+  const without =
+    unknown.length === 0 || seconds === null ? "" : ` without ${unknown.join(", ")}, whose time is unknown`
+  const price = money === null ? "" : `, ${money.currency}${money.amount.toFixed(2)}`
   return [
     `${whole.stages} of ${plans.length} stages to run${blocked === 0 ? "" : `, ${blocked} blocked`}: ${time}${without}, ${Format.bytes(whole.bytes)} of disk${price}.`,
     `Next: npx tinyllama run ${argument}`

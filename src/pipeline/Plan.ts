@@ -47,6 +47,8 @@ export interface Plan {
   readonly stages: ReadonlyArray<StagePlan>
   /** Facts of every output, real or forecast, by stage and port. */
   readonly facts: ReadonlyMap<string, StageFacts>
+  /** What stages read from outside the pipeline, as it was looked at for this plan. */
+  readonly observed: ReadonlyMap<string, Result.Result<Schema.Json, StageError>>
 }
 
 /** Port → facts. */
@@ -97,7 +99,8 @@ export const plan = Effect.fn("plan")(function* (
     estimates: options.estimates ?? true
   }
   for (const stage of pipeline.stages) planning.plans.set(stage.name, yield* planStage(planning, stage))
-  const result: Plan = { stages: Array.from(planning.plans.values()), facts: planning.facts }
+  const { facts, observed, plans } = planning
+  const result: Plan = { stages: Array.from(plans.values()), facts, observed }
   return result
 })
 
@@ -168,7 +171,9 @@ const planDecided = Effect.fnUntraced(function* (planning: Planning, stage: Reso
         Object.fromEntries(Object.entries(artifacts).map(([port, { manifest }]) => [port, manifest.facts]))
       )
       const used: StagePlan = { ...entry, status, key, from: record.run, reasons }
-      return acceptance === undefined ? used : { ...used, message: `accepted by ${acceptance.by}: ${acceptance.because}` }
+      return acceptance === undefined
+        ? used
+        : { ...used, message: `accepted by ${acceptance.by}: ${acceptance.because}` }
     }
     case "Run": {
       const { key, previous, reasons } = decision

@@ -88,7 +88,7 @@ export const planDocument = (
   selection,
   pipeline_digest: pipelineDigest(pipeline),
   stages: plans.map(stageDocument),
-  totals: { ...whole, seconds: whole.seconds ?? null, money: whole.money ?? null }
+  totals: whole
 })
 
 const stageDocument = (plan: StagePlan): typeof PlannedStage.Type => ({

@@ -5,13 +5,13 @@ import { type StagePlan, willRun } from "./Plan.ts"
 export interface PlanTotals {
   /** Stages that will run, or may have to. */
   readonly stages: number
-  /** From the first start to the last end; undefined when no stage's time is known. */
-  readonly seconds: number | undefined
+  /** From the first start to the last end; null when no stage's time is known. */
+  readonly seconds: number | null
   /** Stages that run and whose time nobody can tell. */
   readonly unknown: ReadonlyArray<string>
   /** Bytes on disk, at most. */
   readonly bytes: number
-  readonly money: Money | undefined
+  readonly money: Money | null
 }
 
 export interface Money {
@@ -20,14 +20,10 @@ export interface Money {
 }
 
 /** `pending` stages count as if they ran: the promise is an upper bound. */
-export const totals = (
-  pipeline: ResolvedPipeline,
-  plans: ReadonlyArray<StagePlan>,
-  cpus: number
-): PlanTotals => {
+export const totals = (pipeline: ResolvedPipeline, plans: ReadonlyArray<StagePlan>, cpus: number): PlanTotals => {
   const running = plans.filter(willRun)
   const unknown = running.filter(({ estimate }) => estimate?.seconds === undefined).map(({ stage }) => stage)
-  const seconds = running.length > unknown.length || running.length === 0 ? makespan(pipeline, running, cpus) : undefined
+  const seconds = running.length > unknown.length || running.length === 0 ? makespan(pipeline, running, cpus) : null
   const { price } = pipeline
   return {
     stages: running.length,
@@ -35,8 +31,8 @@ export const totals = (
     unknown,
     bytes: running.reduce((sum, { estimate }) => sum + (estimate?.bytes ?? 0), 0),
     money:
-      price === undefined || seconds === undefined
-        ? undefined
+      price === undefined || seconds === null
+        ? null
         : { amount: (seconds / 3600) * price.perHour, currency: price.currency }
   }
 }
@@ -53,7 +49,7 @@ const makespan = (pipeline: ResolvedPipeline, running: ReadonlyArray<StagePlan>,
   let now = 0
   let free = cpus
   while (waiting.length > 0 || active.length > 0) {
-    for (let index = 0; index < waiting.length; ) {
+    for (let index = 0; index < waiting.length;) {
       const stage = waiting[index]
       const wanted = stage === undefined || stage.resources.cpus === "all" ? cpus : Math.min(stage.resources.cpus, cpus)
       const ready = stage !== undefined && stage.needs.every((need) => !pendingNames.has(need))

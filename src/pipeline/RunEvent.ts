@@ -34,9 +34,7 @@ export const RunEvent = Schema.TaggedUnion({
     reasons: Schema.Array(Schema.String),
     resumes: Schema.Boolean,
     /** The older result that it builds on, of which `change` tells what is kept. */
-    previous: Schema.optionalKey(
-      Schema.Struct({ run: Schema.String, key: Schema.String, change: ChangeClass })
-    )
+    previous: Schema.optionalKey(Schema.Struct({ run: Schema.String, key: Schema.String, change: ChangeClass }))
   },
   /** A complete result was taken from the store; `from` is the run that made it. */
   StageCached: {

@@ -1,17 +1,18 @@
 /** Runs a pipeline: one fiber per stage, each waiting for those above it; siblings go on when one fails; everything complete is kept. */
 import { availableParallelism, hostname, totalmem } from "node:os"
-import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, type Schema } from "effect"
+import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { digestOf } from "../artifacts/CanonicalJson.ts"
 import { makeCapacity } from "./Capacity.ts"
 import { KeyLedger } from "./KeyLedger.ts"
-import { observeAll } from "./Plan.ts"
+import { describeReason, type Plan, plan, type StagePlan } from "./Plan.ts"
+import { checkPromise, type PlanDocument, planDocument } from "./PlanDocument.ts"
 import { journalFile, openJournal, timestamp } from "./Journal.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import type { RunEvent, RunStatus, StageOutcome } from "./RunEvent.ts"
 import { acquireLock, type Claim } from "./RunLock.ts"
 import { type RunInfo, Runs, storageError, type StorageError } from "./Runs.ts"
-import { resolveSelection, type Roles, type Selection } from "./Selection.ts"
+import { resolveSelection, type Roles, type Selection, UsageError } from "./Selection.ts"
 import { type Outputs, type RunContext, runStage, type StageResult } from "./StageRun.ts"
 import { type FailureClass, StageError } from "./StageType.ts"
 
@@ -21,8 +22,12 @@ export { UsageError } from "./Selection.ts"
 export interface RunOptions extends Selection {
   /** Cores to share among stages that run at the same time; all of the machine's by default. */
   readonly cpus?: number
-  /** A new run folder even if the latest run did not finish. */
-  readonly fresh?: boolean
+  /** "new": a new run folder even if the latest run did not finish; else the id of the run to go on with. */
+  readonly run?: string
+  /** After a failure, go on with what does not need the failed stage; without it nothing more is begun. */
+  readonly keepGoing?: boolean
+  /** A saved plan: the run does just this, or refuses. */
+  readonly promise?: { readonly file: string; readonly document: PlanDocument }
   /** Completes when the run shall stop: workers get SIGTERM, save within their grace, and the run ends as preempted. */
   readonly stop?: Effect.Effect<void>
 }
@@ -55,8 +60,50 @@ export const exitCodeOf = (summary: RunSummary): number =>
 /** A failed stage is no failure of this effect: read `status`. */
 export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, options: RunOptions = {}) {
   const roles = yield* Effect.fromResult(resolveSelection(pipeline, options))
-  return yield* execute(pipeline, options, roles, yield* openRun(pipeline, options))
+  const planned = yield* plan(pipeline, options, { estimates: false })
+  if (options.promise !== undefined) yield* keepsPromise(pipeline, options, options.promise, planned.stages)
+  if (options.reuseStale !== true) yield* refuseStaleReuse(planned.stages)
+  return yield* execute(pipeline, options, roles, planned, yield* openRun(pipeline, options))
 }, Effect.scoped)
+
+const keepsPromise = (
+  pipeline: ResolvedPipeline,
+  selection: Selection,
+  { document, file }: NonNullable<RunOptions["promise"]>,
+  stages: ReadonlyArray<StagePlan>
+) => checkPromise(file, document, planDocument(pipeline, selection, stages, document.totals))
+
+/** A stage kept as it is that the file asks otherwise of. Exit code 6. */
+export class StaleReuse extends Schema.TaggedError<StaleReuse>()("StaleReuse", {
+  changes: Schema.Array(
+    Schema.Struct({ stage: Schema.String, from: Schema.String, changes: Schema.Array(Schema.String) })
+  ),
+  next: Schema.String
+}) {
+  override readonly [Runtime.errorExitCode] = 6
+  override get message(): string {
+    const lines = this.changes.map(
+      ({ changes, from, stage }) => `  ${stage} (result of ${from}): ${changes.join("; ")}`
+    )
+    return `the stages above are to be reused, but the file has changed since their results were made:\n${lines.join("\n")}`
+  }
+}
+
+const refuseStaleReuse = (stages: ReadonlyArray<StagePlan>): Effect.Effect<void, StaleReuse> => {
+  const stale = stages.filter(({ reasons, status }) => status === "reuse" && reasons.length > 0)
+  const [first] = stale
+  if (first === undefined) return Effect.void
+  return Effect.fail(
+    new StaleReuse({
+      changes: stale.map(({ from, reasons, stage }) => ({
+        stage,
+        from: from ?? "an earlier run",
+        changes: reasons.map(describeReason)
+      })),
+      next: `--reuse-stale takes the old results all the same; or bring them up to date: --from-stage ${first.stage}`
+    })
+  )
+}
 
 /**
  * The run folder, locked until the scope closes: the latest run of this very file if it did not finish, else a new one. A file that was edited
@@ -64,7 +111,12 @@ export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, optio
  */
 const openRun = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, options: RunOptions) {
   const runs = yield* Runs
-  const latest = options.fresh === true ? undefined : yield* unfinished(pipeline)
+  const latest =
+    options.run === "new"
+      ? undefined
+      : options.run === undefined
+        ? yield* unfinished(pipeline)
+        : yield* namedRun(pipeline, options.run)
   const found = latest ?? (yield* runs.create(pipeline))
   const lock = yield* acquireLock(runs.lockPath(found), `run ${found.id}`).pipe(
     Effect.catchTag("PlatformError", (error) => Effect.fail(storageError(found.folder)(error)))
@@ -93,27 +145,42 @@ interface OpenRun {
   readonly takenOver: ReadonlyArray<Claim>
 }
 
-const unfinished = Effect.fnUntraced(function* (pipeline: ResolvedPipeline) {
-  const runs = yield* Runs
+/** The run that the user names, if it is one of this very pipeline. */
+const namedRun = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, name: string) {
+  const found = yield* (yield* Runs).find(name)
+  if (yield* isRunOf(pipeline, found)) return found
+  return yield* new UsageError({
+    message:
+      `--run ${name}: ${found.id} is a run of another pipeline, or of an earlier text of ${pipeline.file}, other profiles or overrides. ` +
+      `Next: leave --run out for a new run: what is complete is taken from the store; tinyllama diff ${found.id} ${pipeline.file} shows what changed`
+  })
+})
+
+/** Whether the run is a record of this very file, profiles and overrides. */
+const isRunOf = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, run: RunInfo) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
-  const file = path.resolve(pipeline.file)
-  const latest = (yield* runs.list).find((run) => run.file === file && run.pipeline === pipeline.name)
-  if (latest === undefined || latest.status === "complete") return undefined
-  const text = yield* Effect.orElseSucceed(
-    fs.readFileString(path.join(latest.folder, "pipeline.yaml")),
-    () => undefined
-  )
-  const same =
+  const text = yield* Effect.orElseSucceed(fs.readFileString(path.join(run.folder, "pipeline.yaml")), () => undefined)
+  return (
+    run.file === path.resolve(pipeline.file) &&
+    run.pipeline === pipeline.name &&
     text === pipeline.text &&
-    JSON.stringify([latest.profiles, latest.overrides]) === JSON.stringify([pipeline.profiles, pipeline.overrides])
-  return same ? latest : undefined
+    JSON.stringify([run.profiles, run.overrides]) === JSON.stringify([pipeline.profiles, pipeline.overrides])
+  )
+})
+
+const unfinished = Effect.fnUntraced(function* (pipeline: ResolvedPipeline) {
+  const file = (yield* Path.Path).resolve(pipeline.file)
+  const latest = (yield* (yield* Runs).list).find((run) => run.file === file && run.pipeline === pipeline.name)
+  if (latest === undefined || latest.status === "complete") return undefined
+  return (yield* isRunOf(pipeline, latest)) ? latest : undefined
 })
 
 const execute = Effect.fnUntraced(function* (
   pipeline: ResolvedPipeline,
   options: RunOptions,
   roles: Roles,
+  planned: Plan,
   { continued, info, takenOver }: OpenRun
 ) {
   const runs = yield* Runs
@@ -156,6 +223,9 @@ const execute = Effect.fnUntraced(function* (
     capacity: yield* makeCapacity({ cpus: options.cpus ?? availableParallelism(), memory: totalmem(), gpus: 0 }),
     stop: Deferred.await(stopRequested),
     stopping: Deferred.isDone(stopRequested),
+    failed: yield* Deferred.make<string>(),
+    keepGoing: options.keepGoing === true,
+    promised: options.promise === undefined ? undefined : new Map(planned.stages.map((entry) => [entry.stage, entry])),
     forcedSince: info.selection?.since ?? info.createdAt
   }
   const finish = Effect.fnUntraced(function* (status: RunStatus) {
@@ -164,7 +234,7 @@ const execute = Effect.fnUntraced(function* (
     yield* runs.update(info, { status, finishedAt: yield* timestamp })
     return seconds
   })
-  const summaries = yield* runStages(context, stages, roles).pipe(
+  const summaries = yield* runStages(context, stages, roles, planned).pipe(
     Effect.onInterrupt(() => Effect.ignore(finish("preempted")))
   )
   const status = statusOf(summaries)
@@ -195,9 +265,9 @@ interface Settled {
 const runStages = Effect.fnUntraced(function* (
   context: RunContext,
   stages: ReadonlyArray<ResolvedStage>,
-  roles: Roles
+  roles: Roles,
+  { observed }: Plan
 ) {
-  const observed = yield* observeAll(context.pipeline, stages)
   const settled = new Map(stages.map((stage) => [stage.name, Deferred.makeUnsafe<Settled>()]))
   const settledOf = (names: ReadonlyArray<string>) =>
     Effect.forEach(names, (name) => {
@@ -222,6 +292,7 @@ const runStages = Effect.fnUntraced(function* (
         observed: observed.get(stage.name) ?? Result.succeed(null)
       }).pipe(Effect.catchCause((cause) => failed(context, stage, cause))))
     const summary = summarize(stage, result)
+    if (summary.outcome === "failed") yield* Deferred.succeed(context.failed, stage.name)
     yield* announce(context, summary, result)
     return { summary, result: result._tag === "Skipped" ? undefined : result } satisfies Settled
   })

@@ -12,6 +12,8 @@ export interface Selection {
   readonly only?: ReadonlyArray<string>
   /** Rerun even if a complete result exists; "all" stands for every selected stage. */
   readonly force?: ReadonlyArray<string>
+  /** Results of stages above serve even where the file has changed since; without it a run refuses them. */
+  readonly reuseStale?: boolean
 }
 
 /** The command asks for something that the pipeline has not, say an unknown stage in --from-stage. Exit code 2. */

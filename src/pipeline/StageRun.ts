@@ -1,5 +1,5 @@
 /** One stage of a run: decides, takes the key's lock and its resources, tries until it works or must not, publishes. */
-import { Clock, Duration, Effect, FileSystem, Path, Result, type Schema } from "effect"
+import { Clock, Deferred, Duration, Effect, FileSystem, Path, Result, type Schema } from "effect"
 import type { ArtifactHandle, Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
@@ -8,6 +8,7 @@ import { decide, describeReason, type PreviousResult, type Reason, type Run, typ
 import { Executor, type Job, type WorkerEvent } from "./Executor.ts"
 import { timestamp } from "./Journal.ts"
 import { decodeParams } from "./Parameters.ts"
+import { type StagePlan, willRun } from "./Plan.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import { retryDelay } from "./Retry.ts"
 import type { RunEvent } from "./RunEvent.ts"
@@ -29,6 +30,11 @@ export interface RunContext {
   /** Completes when the run shall stop. */
   readonly stop: Effect.Effect<void>
   readonly stopping: Effect.Effect<boolean>
+  /** The first stage that failed. */
+  readonly failed: Deferred.Deferred<string>
+  readonly keepGoing: boolean
+  /** What a saved plan says of each stage, where the run keeps to one. */
+  readonly promised: ReadonlyMap<string, StagePlan> | undefined
   /** Forced stages whose result is of this time or later, and of this run, have been rerun already. */
   readonly forcedSince: string
 }
@@ -52,6 +58,8 @@ export type StageResult =
   | { readonly _tag: "Preempted"; readonly message: string; readonly attempts: number }
   /** A stage kept as it is that has no result to give. */
   | { readonly _tag: "Unavailable"; readonly message: string }
+  /** Another stage failed before this one began. */
+  | { readonly _tag: "Halted"; readonly message: string }
 
 export const runStage = Effect.fn("runStage")(function* (context: RunContext, assignment: Assignment) {
   const { forced, inputs, observed, role, stage } = assignment
@@ -74,9 +82,28 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
       return { _tag: "Unavailable", message: decision.message } satisfies StageResult
     case "Use":
       return yield* useResult(context, stage, decision)
-    case "Run":
+    case "Run": {
+      const promised = context.promised?.get(stage.name)
+      if (promised !== undefined && !willRun(promised)) return yield* brokenPromise(context, stage, promised, decision)
       return yield* makeResult(context, { ...assignment, inputs: inputs ?? {} }, decision)
+    }
   }
+})
+
+/** The store changed after the plan was checked: better no result than one that nobody agreed to. */
+const brokenPromise = Effect.fnUntraced(function* (
+  context: RunContext,
+  stage: ResolvedStage,
+  promised: StagePlan,
+  { reasons }: Run
+) {
+  const error = new StageError({
+    failure: "invalid-input",
+    message: `the plan promised that ${stage.name} is ${promised.status}, but it would run: ${reasons.map(describeReason).join("; ")}`,
+    next: "make a new plan"
+  })
+  yield* announceFailure(context, stage, 0, error, undefined)
+  return { _tag: "Failed", error, attempts: 0 } satisfies StageResult
 })
 
 const digestsOf = (inputs: Readonly<Record<string, ReadonlyArray<ArtifactHandle>>>) =>
@@ -167,6 +194,10 @@ const attempts = Effect.fnUntraced(function* (
   cpus: number
 ) {
   const { stage } = assignment
+  if (!context.keepGoing && (yield* Deferred.isDone(context.failed))) {
+    const message = `${yield* Deferred.await(context.failed)} failed before it began; --keep-going goes on with what does not need it`
+    return { _tag: "Halted", message } satisfies StageResult
+  }
   const began = yield* Clock.currentTimeMillis
   for (let failures = 0; ;) {
     if (yield* context.stopping)
@@ -294,7 +325,9 @@ const effortOf = Effect.fnUntraced(function* (assignment: Ready, decision: Run, 
   const forecast = yield* forecastOf(stage, facts, decision.previous)
   if (forecast === undefined) return {}
   const params = yield* Effect.orDie(decodeParams(stage.type, stage.params))
-  const at = resumes ? yield* stage.type.resumePoint?.(store.workPath(decision.key), params) ?? Effect.undefined : undefined
+  const at = resumes
+    ? yield* stage.type.resumePoint?.(store.workPath(decision.key), params) ?? Effect.undefined
+    : undefined
   const { done, total } = at ?? forecast.resumesAt ?? { done: 0, total: 1 }
   return { amount: forecast.amount * (total > 0 ? Math.max(0, 1 - done / total) : 1), unit: forecast.unit }
 })

@@ -42,7 +42,7 @@ describe("plan", () => {
         fresh.map((plan) => plan.from),
         [run, run, run]
       )
-      
+
       place.write(text.replace("text: a", "text: b, lr: { peak: 0.01, schedule: cosine, min: 0 }"))
       assert.deepStrictEqual(shown(yield* planHere(place)), {
         a: 'stale: text: "a" → "b": lr.peak: 0.0004 → 0.01: lr.min: absent → 0',

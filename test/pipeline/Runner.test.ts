@@ -121,7 +121,7 @@ describe("a run", () => {
     }).pipe(Effect.scoped)
   )
 
-  it.live("a failure skips what depends on it; siblings go on; the next run continues", () =>
+  it.live("a failure skips what depends on it; with keepGoing siblings go on; the next run continues", () =>
     Effect.gen(function* () {
       const place = yield* workplace
       const text = `${head}
@@ -131,7 +131,14 @@ describe("a run", () => {
   sibling: { uses: write, with: { text: z, wait: 50 } }
 `
       place.write(text)
-      const first = yield* runHere(place)
+      const halted = yield* runHere(place)
+      assert.deepStrictEqual(outcomes(halted), {
+        bad: "failed",
+        below: "skipped",
+        later: "skipped",
+        sibling: "skipped"
+      })
+      const first = yield* runHere(place, { keepGoing: true })
       assert.deepStrictEqual(outcomes(first), { bad: "failed", below: "skipped", later: "skipped", sibling: "done" })
       assert.strictEqual(first.status, "failed")
       assert.strictEqual(exitCodeOf(first), 1)
@@ -191,7 +198,7 @@ describe("a run", () => {
           assert.strictEqual(error._tag, "LockHeld")
           assert.match(error.message, new RegExp(`run ${first.run} is being written by process ${process.pid}`, "u"))
           // A new run need not wait.
-          assert.notStrictEqual((yield* runHere(place, { fresh: true })).run, first.run)
+          assert.notStrictEqual((yield* runHere(place, { run: "new" })).run, first.run)
         }).pipe(Effect.provide(NodeServices.layer))
       )
     }).pipe(Effect.scoped)
@@ -202,7 +209,7 @@ describe("a run", () => {
       const place = yield* workplace
       place.write(`${head}  a: { uses: write, with: { text: x, wait: 700 } }\n`)
       const [one, two] = [newRecord(), newRecord()]
-      const both = yield* Effect.all([runHere(place, { fresh: true }, one), runHere(place, { fresh: true }, two)], {
+      const both = yield* Effect.all([runHere(place, { run: "new" }, one), runHere(place, { run: "new" }, two)], {
         concurrency: 2
       })
       assert.strictEqual(one.started.length + two.started.length, 1)
@@ -241,13 +248,17 @@ describe("selection", () => {
     }).pipe(Effect.scoped)
   )
 
-  it.live("--from-stage keeps what is above as it is, and says so", () =>
+  it.live("--from-stage keeps what is above as it is only with --reuse-stale, and says so", () =>
     Effect.gen(function* () {
       const place = yield* workplace
       place.write(chain)
       yield* runHere(place)
       place.write(chain.replace("text: a", "text: changed"))
-      const summary = yield* runHere(place, { fromStage: "b" })
+      const refused = yield* Effect.flip(runHere(place, { fromStage: "b" }))
+      assert.strictEqual(refused._tag, "StaleReuse")
+      assert.match(refused.message, /a \(result of \S+\): text: "a" → "changed"/u)
+      assert.match(refused._tag === "StaleReuse" ? refused.next : "", /--reuse-stale .*; or .* --from-stage a/u)
+      const summary = yield* runHere(place, { fromStage: "b", reuseStale: true })
       assert.deepStrictEqual(outcomes(summary), { a: "cached", b: "done", c: "done" })
       assert.strictEqual(textOf(summary, "b", "tokens"), "a")
       assert.match(

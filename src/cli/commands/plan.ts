@@ -39,7 +39,14 @@ export const planCommand = Command.make(
     const document = planDocument(pipeline, selection, planned.stages, whole)
     if (Option.isSome(flags.out)) yield* savePlan(flags.out.value, document)
     if (flags.json) yield* Console.log(JSON.stringify(document))
-    else yield* Console.log(planText(planned.stages, whole, Option.getOrElse(flags.out, () => flags.file)))
+    else
+      yield* Console.log(
+        planText(
+          planned.stages,
+          whole,
+          Option.getOrElse(flags.out, () => flags.file)
+        )
+      )
     if (flags.exitCode && whole.stages > 0) return yield* new Ended({ code: 4 })
   })
 ).pipe(

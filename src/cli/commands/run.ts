@@ -1,8 +1,11 @@
 /** `tinyllama run FILE`: runs what is not up to date, shows it, and ends with what was made. */
-import { Console, Deferred, Effect } from "effect"
+import { Console, Deferred, Effect, Option } from "effect"
 import { Command, Flag } from "effect/cli"
 import * as LocalRunner from "../../pipeline/LocalRunner.ts"
+import { loadPipeline } from "../../pipeline/Pipeline.ts"
+import { isPlanFile, readPlan } from "../../pipeline/PlanDocument.ts"
 import * as Runner from "../../pipeline/Runner.ts"
+import { UsageError } from "../../pipeline/Selection.ts"
 import * as Signals from "../../pipeline/Signals.ts"
 import { displayMode, startDisplay } from "../Display.ts"
 import { Ended } from "../Ending.ts"
@@ -18,9 +21,14 @@ export const runCommand = Command.make(
     runs: Flags.runs,
     json: Flags.json,
     plain: Flag.Boolean("plain").pipe(Flag.withDefault(false), Flag.withDescription("Plain lines, on a terminal too")),
-    fresh: Flag.Boolean("new").pipe(
+    run: Flag.String("run").pipe(
+      Flag.withMetavar("id|new"),
+      Flag.optional,
+      Flag.withDescription("Go on with this run; new: a new run even if the latest one did not finish")
+    ),
+    keepGoing: Flag.Boolean("keep-going").pipe(
       Flag.withDefault(false),
-      Flag.withDescription("Start a new run even if the latest one did not finish")
+      Flag.withDescription("After a failure, go on with the stages that do not need the failed one")
     ),
     cpus: Flag.Int("cpus").pipe(
       Flag.withMetavar("n"),
@@ -29,15 +37,18 @@ export const runCommand = Command.make(
     )
   },
   Effect.fn(function* (flags) {
-    const pipeline = yield* Flags.loadPipeline(flags)
+    const asked = Option.getOrUndefined(flags.run)
+    const { pipeline, promise, selection } = yield* what(flags)
     const summary = yield* Effect.gen(function* () {
       const stop = yield* Signals.stopSignal
       const finishDisplay = yield* startDisplay(displayMode(flags))
       const cpus = flags.cpus[0]
       const ran = yield* Runner.run(pipeline, {
-        ...Flags.toSelection(flags),
+        ...selection,
+        ...(promise === undefined ? {} : { promise }),
+        ...(asked === undefined ? {} : { run: asked }),
         ...(cpus === undefined ? {} : { cpus }),
-        fresh: flags.fresh,
+        keepGoing: flags.keepGoing,
         stop: Effect.asVoid(Deferred.await(stop))
       })
       yield* finishDisplay
@@ -52,6 +63,26 @@ export const runCommand = Command.make(
   Command.withExamples([
     { command: "tinyllama run pipeline.yaml" },
     { command: "tinyllama run pipeline.yaml --from-stage eval" },
+    { command: "tinyllama run plan.json" },
     { command: "tinyllama run pipeline.yaml -S vars.budget=1e6 -p smoke" }
   ])
 )
+
+/** A pipeline file with its flags, or a saved plan with those that it was made with. */
+const what = Effect.fnUntraced(function* (
+  flags: Parameters<typeof Flags.loadPipeline>[0] & Parameters<typeof Flags.toSelection>[0]
+) {
+  const selection = Flags.toSelection(flags)
+  if (!isPlanFile(flags.file)) {
+    return { pipeline: yield* Flags.loadPipeline(flags), selection, promise: undefined }
+  }
+  if (flags.set.length + flags.profile.length + Object.keys(selection).length > 0) {
+    return yield* new UsageError({
+      message: `${flags.file} says which profiles, values and stages: leave the other flags out, or make another plan with them`
+    })
+  }
+  const document = yield* readPlan(flags.file)
+  const { file, overrides, profiles } = document
+  const pipeline = yield* loadPipeline({ file, overrides, profiles })
+  return { pipeline, selection: document.selection, promise: { file: flags.file, document } }
+})
