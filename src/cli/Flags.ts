@@ -74,6 +74,9 @@ function stageFlag(name: string, description: string) {
   )
 }
 
+/** "a,b[x=1,y=2]" → a and b[x=1,y=2]: commas between brackets belong to a name. */
+export const namesIn = (names: string): ReadonlyArray<string> => names.split(/,(?![^[]*\])/u)
+
 /** The flags' values as the runner's Selection. */
 export const toSelection = (flags: {
   readonly fromStage: { readonly stage?: string }
@@ -84,8 +87,8 @@ export const toSelection = (flags: {
 }) => ({
   ...(flags.fromStage.stage === undefined ? {} : { fromStage: flags.fromStage.stage }),
   ...(flags.toStage.stage === undefined ? {} : { toStage: flags.toStage.stage }),
-  ...(flags.only.length === 0 ? {} : { only: flags.only.flatMap((names) => names.split(",")) }),
-  ...(flags.force.length === 0 ? {} : { force: flags.force.flatMap((names) => names.split(",")) }),
+  ...(flags.only.length === 0 ? {} : { only: flags.only.flatMap(namesIn) }),
+  ...(flags.force.length === 0 ? {} : { force: flags.force.flatMap(namesIn) }),
   ...(flags.reuseStale ? { reuseStale: true } : {})
 })
 

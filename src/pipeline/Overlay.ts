@@ -3,6 +3,7 @@
  * that every value still knows where it came from.
  */
 import { type Diagnostic, didYouMean } from "./Diagnostics.ts"
+import { isMatrixReference } from "./Matrix.ts"
 import {
   diagnose,
   type Entry,
@@ -16,9 +17,26 @@ import {
 } from "./YamlSource.ts"
 
 /** Blocks that may stand in a stage, hence may follow a stage's name in an override's path; all else is a parameter. */
-export const stageFields = ["uses", "in", "with", "resources", "retry", "timeout", "grace", "after"] as const
+export const stageFields = [
+  "uses",
+  "matrix",
+  "max_parallel",
+  "in",
+  "with",
+  "resources",
+  "retry",
+  "timeout",
+  "grace",
+  "after",
+  "checks",
+  "stop_if",
+  "secrets"
+] as const
 
-const profileFields = ["vars", "defaults", "stages"]
+export const topLevelFields = ["version", "name", "vars", "defaults", "secrets", "price", "stages", "profiles"] as const
+
+/** What a profile may lay over the file. */
+export const profileFields = ["vars", "defaults", "secrets", "price", "stages"] as const
 
 /** Mappings merge key by key; everything else is replaced. */
 export const merge = (base: Node, overlay: Node): Node => {
@@ -133,17 +151,21 @@ const overridePath = (root: MappingNode, segments: ReadonlyArray<string>): Array
     if (second !== undefined && vars.includes(second)) return [...segments]
     return { message: `no variable "${second ?? ""}"`, name: second ?? "", candidates: vars }
   }
-  if (first === "defaults") return [...segments]
+  if (first === "defaults" || first === "price" || first === "secrets") return [...segments]
   if (first === "name" && second === undefined) return [...segments]
+  if (/[[\]]/u.test(segments.join("."))) {
+    const message = "an override addresses all instances of a matrix together: write the stage's name without [...]"
+    return { message, name: first.replace(/\[.*/u, ""), candidates: stages }
+  }
   if (first === "stages") {
     if (second !== undefined && stages.includes(second)) return stagePath(second, rest)
     return { message: `no stage "${second ?? ""}"`, name: second ?? "", candidates: stages }
   }
   if (stages.includes(first)) return stagePath(first, second === undefined ? [] : [second, ...rest])
   return {
-    message: `unknown path: "${first}" is no stage, nor vars, defaults or stages`,
+    message: `unknown path: "${first}" is no stage, nor vars, defaults, secrets, price or stages`,
     name: first,
-    candidates: [...stages, "vars", "defaults", "stages"]
+    candidates: [...stages, "vars", "defaults", "secrets", "price", "stages"]
   }
 }
 
@@ -200,6 +222,10 @@ export const interpolate = (node: Node, path: string, vars: Variables, report: A
   }
 }
 
+/** What an axis is in a stage, its own block says; that is read once all overlays are applied. */
+const leftToMatrix = (reference: string, path: string): boolean =>
+  path.startsWith("stages.") && isMatrixReference(reference)
+
 /** The file's variables; they may refer to each other. */
 export class Variables {
   readonly #declared: ReadonlyMap<string, Entry>
@@ -215,12 +241,14 @@ export class Variables {
     const text = String(node.value)
     const whole = /^\$\{([^}]*)\}$/u.exec(text)
     if (whole !== null) {
+      if (leftToMatrix(whole[1] ?? "", path)) return node
       const value = this.#lookup(whole[1] ?? "", node, path, report)
       if (value?.node._tag !== "scalar") return value?.node ?? node
       return { ...value.node, span: node.span, via: value.node.via ?? { name: value.name, span: value.node.span } }
     }
     let via: ScalarNode["via"]
     const expanded = text.replaceAll(/\$\{([^}]*)\}/gu, (reference, inner: string) => {
+      if (leftToMatrix(inner, path)) return reference
       const value = this.#lookup(inner, node, path, report)
       if (value === undefined) return reference
       if (value.node._tag === "scalar") {
@@ -242,7 +270,9 @@ export class Variables {
     const name = /^\s*vars\.([\w-]+)\s*$/u.exec(reference)?.[1]
     const known = Array.from(this.#declared.keys())
     if (name === undefined) {
-      const message = `\${${reference}} means nothing; references read \${vars.name}`
+      const message = isMatrixReference(reference)
+        ? `\${${reference}} has a meaning only in a stage with a matrix`
+        : `\${${reference}} means nothing; references read \${vars.name}`
       report.push(
         diagnose(at.span, path, message, {
           suggestion: didYouMean(

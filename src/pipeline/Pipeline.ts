@@ -1,10 +1,22 @@
 /** Reads a pipeline file: YAML, profiles, overrides, variables, stage types; all errors at once, each with its place. */
 import { Effect, FileSystem, Path } from "effect"
+import { decodeChecks } from "./Checks.ts"
 import { type Diagnostic, didYouMean, PipelineInvalid } from "./Diagnostics.ts"
 import { checkEdges, type GraphStage, topologicalOrder } from "./Graph.ts"
-import { applyOverride, applyProfiles, checkKeys, interpolate, stageFields, Variables } from "./Overlay.ts"
+import { type Expanded, expandMatrix, fanIn } from "./Matrix.ts"
+import {
+  applyOverride,
+  applyProfiles,
+  checkKeys,
+  interpolate,
+  stageFields,
+  topLevelFields,
+  Variables
+} from "./Overlay.ts"
 import { decodeBlock } from "./Parameters.ts"
+import { decodePrice } from "./Price.ts"
 import type { Origin, ResolvedPipeline, ResolvedStage, RetryPolicy } from "./ResolvedPipeline.ts"
+import { decodeSecrets } from "./Secrets.ts"
 import {
   decodeAfter,
   decodeInputs,
@@ -13,8 +25,10 @@ import {
   defaultGrace,
   defaultRetry,
   durationAt,
+  integerAt,
   mappingAt
 } from "./StageBlock.ts"
+import { decodeStopRules } from "./StopRules.ts"
 import { StageRegistry } from "./StageRegistry.ts"
 import type { AnyStageType } from "./StageType.ts"
 import {
@@ -28,9 +42,6 @@ import {
   type Span,
   toJson
 } from "./YamlSource.ts"
-
-/** Keys of the file, in the order in which the formatter writes them. */
-export const topLevel = ["version", "name", "vars", "defaults", "stages", "profiles"]
 
 /** What is laid over the document before it is decoded. */
 export interface OverlayOptions {
@@ -76,7 +87,7 @@ export const loadPipelineText = Effect.fn("loadPipelineText")(function* (options
   if (document === undefined) return yield* new PipelineInvalid({ file: label, diagnostics: report })
 
   const decoded = yield* decodeDocument(document.root, document.spans, report)
-  if (report.length > 0) return yield* new PipelineInvalid({ file: label, diagnostics: inFileOrder(report) })
+  if (report.length > 0) return yield* new PipelineInvalid({ file: label, diagnostics: inFileOrder(distinct(report)) })
   const resolved: ResolvedPipeline = {
     ...decoded,
     file: label,
@@ -99,7 +110,7 @@ const overlaid = (
   report.push(...parsed.diagnostics)
   if (parsed.root === undefined) return undefined
   if (parsed.root._tag !== "mapping") {
-    report.push(diagnose(parsed.root.span, "", `must be a mapping with ${topLevel.join(", ")}`))
+    report.push(diagnose(parsed.root.span, "", `must be a mapping with ${topLevelFields.join(", ")}`))
     return undefined
   }
   const overlay = applyProfiles(parsed.root, profiles, report)
@@ -125,7 +136,7 @@ const decodeDocument = Effect.fnUntraced(function* (
   profileSpans: ReadonlyMap<string, Span>,
   report: Array<Diagnostic>
 ) {
-  checkKeys(root, "", topLevel, "a pipeline", report)
+  checkKeys(root, "", topLevelFields, "a pipeline", report)
   checkVersion(root, report)
   const defaults = mappingAt(root, "defaults", "", report)
   if (defaults !== undefined) checkKeys(defaults, "defaults", ["retry", "timeout"], "defaults", report)
@@ -143,32 +154,58 @@ const decodeDocument = Effect.fnUntraced(function* (
     report.push(diagnose(at, "stages", "a pipeline needs at least one stage", { text: "" }))
   }
 
+  const secrets = decodeSecrets(root.entries.get("secrets")?.value, "secrets", report)
+  const origins = originsOf(root, ["vars", "defaults", "secrets", "price"], profileSpans)
+  const inherited: Inherited = { retry, timeout, secrets, origins, profileSpans }
+
   const decoded = new Map<string, DecodedStage>()
+  const broken = new Set<string>()
   for (const [name, entry] of stagesNode?.entries ?? []) {
-    const stage = yield* decodeStage(name, entry, { retry, timeout }, profileSpans, report)
-    if (stage !== undefined) decoded.set(name, stage)
+    const expanded = expandMatrix(name, entry, report)
+    if (expanded.length === 0) broken.add(name)
+    for (const stage of expanded) {
+      const one = yield* decodeStage(stage, inherited, report)
+      if (one !== undefined) decoded.set(stage.name, one)
+    }
   }
+  fanIn(decoded, broken, report)
   checkEdges(decoded, report)
   const order = topologicalOrder(decoded, report)
   const stages = order.flatMap((name, index) => {
     const stage = decoded.get(name)
     return stage?.type === undefined ? [] : [resolveStage(stage, stage.type, index)]
   })
-  return { name: pipelineName(root, report), vars: vars === undefined ? {} : jsonEntries(vars), stages }
+  return {
+    name: pipelineName(root, report),
+    vars: vars === undefined ? {} : jsonEntries(vars),
+    secrets,
+    price: decodePrice(root.entries.get("price")?.value, report),
+    origins,
+    stages
+  }
 })
 
-interface DecodedStage
-  extends GraphStage, Pick<ResolvedStage, "params" | "resources" | "retry" | "timeout" | "grace" | "origins"> {}
+/** What a stage takes from outside its block. */
+interface Inherited {
+  readonly retry: RetryPolicy
+  readonly timeout: ResolvedStage["timeout"]
+  readonly secrets: ReadonlyArray<string>
+  readonly origins: Readonly<Record<string, Origin>>
+  readonly profileSpans: ReadonlyMap<string, Span>
+}
 
+interface DecodedStage
+  extends GraphStage, Omit<ResolvedStage, "name" | "index" | "type" | "inputs" | "after" | "needs"> {}
+
+/** Faults are reported under the name in the file: instances of a matrix share their block. */
 const decodeStage = Effect.fnUntraced(function* (
-  name: string,
-  entry: Entry,
-  defaults: { readonly retry: RetryPolicy; readonly timeout: ResolvedStage["timeout"] },
-  profileSpans: ReadonlyMap<string, Span>,
+  { axes, entry, matrix, name }: Expanded,
+  inherited: Inherited,
   report: Array<Diagnostic>
 ) {
-  const path = `stages.${name}`
-  if (!/^[A-Za-z][\w-]*$/u.test(name)) {
+  const written = matrix?.group ?? name
+  const path = `stages.${written}`
+  if (!/^[A-Za-z][\w-]*$/u.test(written)) {
     report.push(diagnose(entry.key, path, "a stage's name is letters, digits, - and _, and starts with a letter"))
   }
   const block = entry.value
@@ -179,8 +216,14 @@ const decodeStage = Effect.fnUntraced(function* (
   checkKeys(block, path, stageFields, "a stage", report)
   const type = yield* stageType(block, entry.key, path, report)
   const owner = entry.key
-  const withBlock = mappingAt(block, "with", path, report)
-  const inBlock = mappingAt(block, "in", path, report)
+  const at = (key: string) => block.entries.get(key)?.value
+  const mapping = (key: string) => mappingAt(block, key, path, report)
+  const maxParallel = integerAt(block, "max_parallel", path, 1, report)
+  if (at("max_parallel") !== undefined && matrix === undefined) {
+    const message = "limits the instances of a matrix, and this stage has none"
+    report.push(diagnose(block.entries.get("max_parallel")?.key ?? owner, `${path}.max_parallel`, message))
+  }
+  const ownSecrets = decodeSecrets(at("secrets"), `${path}.secrets`, report)
   const stage: DecodedStage = {
     name,
     span: owner,
@@ -188,17 +231,22 @@ const decodeStage = Effect.fnUntraced(function* (
     inputs:
       type === undefined
         ? {}
-        : decodeInputs(inBlock, type, block.entries.get("in")?.key ?? owner, `${path}.in`, report),
-    after: decodeAfter(block.entries.get("after")?.value, `${path}.after`, report),
+        : decodeInputs(mapping("in"), type, block.entries.get("in")?.key ?? owner, `${path}.in`, report),
+    after: decodeAfter(at("after"), `${path}.after`, report),
     params:
       type === undefined
         ? {}
-        : decodeBlock(type, withBlock, block.entries.get("with")?.key ?? owner, `${path}.with`, report),
-    resources: decodeResources(mappingAt(block, "resources", path, report), type, `${path}.resources`, report),
-    retry: decodeRetry(mappingAt(block, "retry", path, report), defaults.retry, `${path}.retry`, report),
-    timeout: durationAt(block, "timeout", path, report) ?? defaults.timeout,
+        : decodeBlock(type, mapping("with"), block.entries.get("with")?.key ?? owner, `${path}.with`, report),
+    resources: decodeResources(mapping("resources"), type, `${path}.resources`, report),
+    retry: decodeRetry(mapping("retry"), inherited.retry, `${path}.retry`, report),
+    timeout: durationAt(block, "timeout", path, report) ?? inherited.timeout,
     grace: durationAt(block, "grace", path, report) ?? defaultGrace,
-    origins: originsOf(block, profileSpans)
+    matrix,
+    maxParallel,
+    checks: decodeChecks(at("checks"), `${path}.checks`, report),
+    stopIf: decodeStopRules(at("stop_if"), `${path}.stop_if`, report),
+    secrets: [...ownSecrets, ...inherited.secrets.filter((secret) => !ownSecrets.includes(secret))],
+    origins: stageOrigins(block, axes, ownSecrets, inherited)
   }
   return stage
 })
@@ -232,19 +280,14 @@ const resolveStage = (stage: DecodedStage, type: AnyStageType, index: number): R
   )
   const after = stage.after.map(({ stage }) => stage)
   const sources = Object.values(inputs).flatMap((edges) => edges.map((edge) => edge.stage))
+  const { span: _, ...decoded } = stage
   return {
-    name: stage.name,
+    ...decoded,
     index,
     type,
-    params: stage.params,
     inputs,
     after,
-    needs: Array.from(new Set([...sources, ...after])),
-    resources: stage.resources,
-    retry: stage.retry,
-    timeout: stage.timeout,
-    grace: stage.grace,
-    origins: stage.origins
+    needs: Array.from(new Set([...sources, ...after]))
   }
 }
 
@@ -267,23 +310,47 @@ const pipelineName = (root: MappingNode, report: Array<Diagnostic>): string => {
 const jsonEntries = (node: MappingNode) =>
   Object.fromEntries(Array.from(node.entries, ([key, entry]) => [key, toJson(entry.value)]))
 
-/** The origin of each value in a stage's block, by its path. */
-const originsOf = (block: MappingNode, profileSpans: ReadonlyMap<string, Span>): Readonly<Record<string, Origin>> => {
+/** The origin of each value below the block's named keys (all of them where none are named), by its path. */
+const originsOf = (
+  block: MappingNode,
+  keys: ReadonlyArray<string> | undefined,
+  profileSpans: ReadonlyMap<string, Span>
+): Record<string, Origin> => {
   const origins: Record<string, Origin> = {}
   const visit = (node: Node, path: string): void => {
     if (node._tag === "mapping")
       for (const [key, entry] of node.entries) visit(entry.value, path === "" ? key : `${path}.${key}`)
     else if (node._tag === "sequence")
       for (const [index, item] of node.items.entries()) visit(item, `${path}[${index}]`)
-    else {
-      const span = node.via?.span ?? node.span
-      const profile = Array.from(profileSpans).find(([, within]) => contains(within, span))?.[0]
-      origins[path] = originOf(span, profile)
-    }
+    else origins[path] = placedIn(profileSpans, node.via?.span ?? node.span)
   }
-  visit(block, "")
+  for (const [key, entry] of block.entries) if (keys?.includes(key) !== false) visit(entry.value, key)
   return origins
 }
+
+/** Those of its own block over those of what it inherits. */
+const stageOrigins = (
+  block: MappingNode,
+  axes: Expanded["axes"],
+  ownSecrets: ReadonlyArray<string>,
+  inherited: Inherited
+): ResolvedStage["origins"] => {
+  const { profileSpans } = inherited
+  const origins: Record<string, Origin> = {}
+  for (const [path, origin] of Object.entries(inherited.origins)) {
+    if (path.startsWith("defaults.")) origins[path.slice("defaults.".length)] = origin
+  }
+  const added = inherited.secrets.filter((secret) => !ownSecrets.includes(secret))
+  for (const [index, secret] of added.entries()) {
+    const origin = inherited.origins[`secrets[${inherited.secrets.indexOf(secret)}]`]
+    if (origin !== undefined) origins[`secrets[${ownSecrets.length + index}]`] = origin
+  }
+  for (const [axis, { span, via }] of axes) origins[`matrix.${axis}`] = placedIn(profileSpans, via?.span ?? span)
+  return Object.assign(origins, originsOf(block, undefined, profileSpans))
+}
+
+const placedIn = (profileSpans: ReadonlyMap<string, Span>, span: Span): Origin =>
+  originOf(span, Array.from(profileSpans).find(([, within]) => contains(within, span))?.[0])
 
 const contains = (outer: Span, inner: Span): boolean =>
   outer.source === inner.source && outer.start <= inner.start && inner.end <= outer.end
@@ -291,3 +358,7 @@ const contains = (outer: Span, inner: Span): boolean =>
 /** By place in the file; what has none (command line, whole file) first. */
 const inFileOrder = (report: ReadonlyArray<Diagnostic>): ReadonlyArray<Diagnostic> =>
   report.toSorted((a, b) => (a.line ?? 0) - (b.line ?? 0) || (a.column ?? 0) - (b.column ?? 0))
+
+/** Instances of a matrix share a block, and report its faults one by one. */
+const distinct = (report: ReadonlyArray<Diagnostic>): ReadonlyArray<Diagnostic> =>
+  Array.from(new Map(report.map((one) => [JSON.stringify([one.place, one.path, one.message]), one])).values())

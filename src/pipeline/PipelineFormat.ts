@@ -5,8 +5,8 @@
 import { Effect, Result, Schema } from "effect"
 import { type Document, isCollection, isMap, isNode, isScalar, Lexer, parseDocument, visit, type YAMLMap } from "yaml"
 import { canonicalJson } from "../artifacts/CanonicalJson.ts"
-import { stageFields } from "./Overlay.ts"
-import { loadPipelineText, topLevel } from "./Pipeline.ts"
+import { stageFields, topLevelFields } from "./Overlay.ts"
+import { loadPipelineText } from "./Pipeline.ts"
 import { parseYaml, Source, toJson } from "./YamlSource.ts"
 
 /** Columns; what is written in braces or brackets and does not fit is written as a block. */
@@ -127,10 +127,10 @@ const openWide = (document: Document.Parsed, text: string): void => {
 const orderKeys = (document: Document.Parsed): void => {
   const root: unknown = document.contents
   if (!isMap(root)) return
-  order(root, topLevel, true)
+  order(root, topLevelFields, true)
   const profiles = root.get("profiles")
   const inProfiles = isMap(profiles) ? profiles.items.map(({ value }) => value).filter(isMap) : []
-  for (const profile of inProfiles) order(profile, topLevel, false)
+  for (const profile of inProfiles) order(profile, topLevelFields, false)
   for (const holder of [root, ...inProfiles]) {
     const stages = holder.get("stages")
     for (const { value } of isMap(stages) ? stages.items : []) if (isMap(value)) order(value, stageFields, false)

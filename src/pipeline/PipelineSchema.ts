@@ -70,10 +70,52 @@ const resources = object({
     ],
     description: "Memory that the stage takes, say 4GiB."
   },
+  disk: {
+    anyOf: [
+      { type: "string", pattern: bytesPattern.source },
+      { type: "number", minimum: 0 }
+    ],
+    description: "Disk space that the stage's work and outputs may take, say 200GiB."
+  },
   gpus: { type: "integer", minimum: 0, default: 0, description: "GPUs that the stage takes." }
 })
 
 const timeLimit = (what: string): SchemaNode => ({ ...duration, description: `${what}, say 30s, 10m or 48h.` })
+
+const matrix: SchemaNode = {
+  type: "object",
+  description:
+    "Axis → its values: one stage for each combination, named base[lr=0.001]. ${matrix.axis} stands for the value in the stage's block.",
+  minProperties: 1,
+  propertyNames: stageName,
+  additionalProperties: { type: "array", minItems: 1, items: { type: ["string", "number", "boolean", "null"] } }
+}
+
+const secrets: SchemaNode = {
+  type: ["array", "null"],
+  items: { type: "string", pattern: "^[A-Za-z_]\\w*$" },
+  description: "Environment variables that the workers get and nothing writes down: names, never values."
+}
+
+const price: SchemaNode = {
+  description: "What an hour of the machine costs, for the forecasts of `tinyllama plan`.",
+  anyOf: [
+    { type: "string", description: "$2.50/h" },
+    object(
+      {
+        per_hour: { type: "number", minimum: 0, description: "In the currency." },
+        currency: { type: "string", minLength: 1, default: "$", description: "As it is printed." }
+      },
+      { required: ["per_hour"] }
+    ),
+    { type: "null" }
+  ]
+}
+
+const conditions = (description: string): SchemaNode => ({
+  ...oneOrMore({ type: "string", minLength: 1 }),
+  description
+})
 
 /** What may stand in a stage beside uses, in and with, in the order in which the formatter writes it. */
 const surroundings: SchemaNode = {
@@ -87,7 +129,14 @@ const surroundings: SchemaNode = {
   after: {
     ...oneOrMore({ type: "string" }),
     description: "Stages that must be done before, though no data comes from them."
-  }
+  },
+  checks: conditions(
+    'Conditions on the facts of the outputs, say "tokens >= 1e6": a result that fails one is not published.'
+  ),
+  stop_if: conditions(
+    'Conditions on live metrics that end an attempt, say "loss is nan" or "loss > 10 after 1e8 tokens".'
+  ),
+  secrets
 }
 
 /** "1m", "90s": in the largest unit that gives a whole number. */
@@ -196,6 +245,12 @@ const stageSchema = (types: ReadonlyArray<AnyStageType>, overlay: boolean): Sche
   return object(
     {
       uses: ref("uses"),
+      matrix,
+      max_parallel: {
+        type: "integer",
+        minimum: 1,
+        description: "How many instances of the matrix may run at the same time."
+      },
       in: anyBlock("Where each input port takes its artifacts from: port → stage.port, or a list of them."),
       with: overlay ? described(ref("any.with"), withDescription) : anyBlock(withDescription),
       ...surroundings
@@ -264,6 +319,8 @@ export const pipelineSchema = Effect.gen(function* () {
         name: { type: "string", minLength: 1, description: "The pipeline's name." },
         vars,
         defaults: acceptingReferences(defaults),
+        secrets: acceptingReferences(secrets),
+        price: acceptingReferences(price),
         stages: { ...stagesSchema("stage"), minProperties: 1 },
         profiles: {
           type: "object",
@@ -276,7 +333,13 @@ export const pipelineSchema = Effect.gen(function* () {
     definitions: {
       stage: acceptingInside(stageSchema(types, false)),
       "stage.overlay": acceptingInside(stageSchema(types, true)),
-      profile: object({ vars, defaults: acceptingReferences(defaults), stages: stagesSchema("stage.overlay") }),
+      profile: object({
+        vars,
+        defaults: acceptingReferences(defaults),
+        secrets: acceptingReferences(secrets),
+        price: acceptingReferences(price),
+        stages: stagesSchema("stage.overlay")
+      }),
       ...Object.fromEntries(Object.entries(blocks).map(([name, node]) => [name, acceptingReferences(node)])),
       ...referenceDefinitions
     }

@@ -97,7 +97,13 @@ export class Runs extends Context.Service<
   static readonly layer = (root: string) => Layer.effect(Runs, make(root))
 }
 
-export const stageFolder = (index: number, stage: string): string => `${String(index + 1).padStart(2, "0")}-${stage}`
+/** "03-base", and "03-base@lr=0.001" for an instance of a matrix: what a shell takes without quotes. */
+export const stageFolder = (index: number, stage: string): string =>
+  `${String(index + 1).padStart(2, "0")}-${stage.replace("[", "@").replace(/\]$/u, "")}`
+
+/** The stage that a folder under `stages/` belongs to. */
+export const stageOfFolder = (folder: string): string =>
+  folder.replace(/^\d+-/u, "").replace(/^([^@]*)@(.*)$/u, "$1[$2]")
 
 const decodeRecord = Schema.decodeEffect(Schema.fromJsonString(RunRecord))
 
@@ -156,7 +162,7 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
           const target = yield* Effect.option(fs.realPath(path.join(out, port)))
           if (Option.isNone(target)) continue
           found.push({
-            stage: folder.replace(/^\d+-/u, ""),
+            stage: stageOfFolder(folder),
             port,
             digest: path.basename(target.value),
             folder: target.value

@@ -1,6 +1,6 @@
 /** Which stages a command asks for, and what that makes of each stage. */
 import { Result, Runtime, Schema } from "effect"
-import { didYouMean } from "./Diagnostics.ts"
+import { StageNames } from "./Matrix.ts"
 import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
 
 export interface Selection {
@@ -41,22 +41,38 @@ export const resolveSelection = (
     ...(selection.only ?? []).map((name) => ["--only", name] as const),
     ...force.filter((name) => name !== "all").map((name) => ["--force", name] as const)
   ]
+  const known = new StageNames(pipeline.stages)
+  const named = new Map<string, ReadonlyArray<string>>()
   for (const [option, name] of asked) {
-    if (name === undefined || names.includes(name)) continue
-    const meant = didYouMean(name, names)
-    const hint = meant === undefined ? `stages are ${names.join(", ")}` : `did you mean "${meant}"?`
-    return Result.fail(new UsageError({ message: `${option} ${name}: no such stage in ${pipeline.file}; ${hint}` }))
+    if (name === undefined) continue
+    const found = known.find(name)
+    if (Result.isSuccess(found)) {
+      named.set(name, found.success)
+      continue
+    }
+    const { message, suggestion, unknown } = found.failure
+    const hint =
+      suggestion === undefined ? `stages are ${known.candidates.join(", ")}` : `did you mean "${suggestion}"?`
+    return Result.fail(
+      new UsageError({
+        message: `${option} ${name}: ${unknown ? "no such stage" : message} in ${pipeline.file}; ${hint}`
+      })
+    )
   }
+  /** The stages that a name stands for: all instances of a matrix for the name of its block. */
+  const stagesOf = (...written: ReadonlyArray<string>) => written.flatMap((name) => named.get(name) ?? [])
 
   let running = new Set(names)
-  if (selection.fromStage !== undefined) running = closure(pipeline, [selection.fromStage], "below")
-  if (selection.toStage !== undefined) running = common(running, closure(pipeline, [selection.toStage], "above"))
-  if (selection.only !== undefined && selection.only.length > 0) running = common(running, new Set(selection.only))
+  if (selection.fromStage !== undefined) running = closure(pipeline, stagesOf(selection.fromStage), "below")
+  if (selection.toStage !== undefined)
+    running = common(running, closure(pipeline, stagesOf(selection.toStage), "above"))
+  if (selection.only !== undefined && selection.only.length > 0)
+    running = common(running, new Set(stagesOf(...selection.only)))
   if (running.size === 0) {
     return Result.fail(new UsageError({ message: "the options together select no stage; leave one of them out" }))
   }
   const needed = closure(pipeline, running, "above")
-  const forced = new Set(force.includes("all") || selection.fromStage !== undefined ? running : force)
+  const forced = new Set(force.includes("all") || selection.fromStage !== undefined ? running : stagesOf(...force))
   return Result.succeed({
     of: (stage) => (running.has(stage) ? "run" : needed.has(stage) ? "reuse" : "excluded"),
     forced: (stage) => running.has(stage) && forced.has(stage)

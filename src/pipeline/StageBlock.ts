@@ -8,7 +8,7 @@ import { type AnyStageType, FailureClass } from "./StageType.ts"
 import { diagnose, type MappingNode, type Node, type Span } from "./YamlSource.ts"
 
 /** Trying again unchanged cannot help against these. */
-const hopeless: ReadonlyArray<FailureClass> = ["out-of-memory", "invalid-input", "diverged"]
+const hopeless: ReadonlyArray<FailureClass> = ["out-of-memory", "invalid-input", "diverged", "check-failed"]
 /** What a retry policy may name. */
 export const retryable = FailureClass.literals.filter((failure) => !hopeless.includes(failure))
 
@@ -49,7 +49,7 @@ const wrong = (node: Node, path: string, wanted: string, report: Array<Diagnosti
 
 const nodeOf = (block: MappingNode | undefined, key: string): Node | undefined => block?.entries.get(key)?.value
 
-const integerAt = (
+export const integerAt = (
   block: MappingNode | undefined,
   key: string,
   path: string,
@@ -129,20 +129,32 @@ export const decodeResources = (
   path: string,
   report: Array<Diagnostic>
 ): Resources => {
-  if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "gpus"], "resources", report)
+  if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "disk", "gpus"], "resources", report)
   const cpus = nodeOf(block, "cpus")
   const all = cpus?._tag === "scalar" && cpus.value === "all"
-  const memory = nodeOf(block, "memory")
-  const size =
-    memory?._tag === "scalar" && (typeof memory.value === "string" || typeof memory.value === "number")
-      ? parseBytes(memory.value)
-      : undefined
-  if (memory !== undefined && size === undefined) wrong(memory, `${path}.memory`, bytesForm, report)
+  const memory = bytesAt(block, "memory", path, report)
+  const disk = bytesAt(block, "disk", path, report)
   return {
     cpus: all ? "all" : (integerAt(block, "cpus", path, 1, report) ?? type?.cpus ?? 1),
     gpus: integerAt(block, "gpus", path, 0, report) ?? 0,
-    ...(size === undefined ? {} : { memory: size })
+    ...(memory === undefined ? {} : { memory }),
+    ...(disk === undefined ? {} : { disk })
   }
+}
+
+const bytesAt = (
+  block: MappingNode | undefined,
+  key: string,
+  path: string,
+  report: Array<Diagnostic>
+): number | undefined => {
+  const node = nodeOf(block, key)
+  if (node === undefined) return undefined
+  const size =
+    node._tag === "scalar" && (typeof node.value === "string" || typeof node.value === "number")
+      ? parseBytes(node.value)
+      : undefined
+  return size ?? wrong(node, `${path}.${key}`, bytesForm, report)
 }
 
 /** `in`: for each port the edges as written. Whether stages and types fit is for the graph to say. */
@@ -182,7 +194,8 @@ export const decodeInputs = (
   return inputs
 }
 
-export const edgePattern = /^([^.\s]+)\.([^.\s]+)$/u
+/** "stage.port", or "stage[axis=value].port" for instances of a matrix, whose values may hold dots. */
+export const edgePattern = /^([^.\s[\]]+(?:\[.*\])?)\.([^.\s[\]]+)$/su
 
 const decodeEdge = (node: Node, path: string, report: Array<Diagnostic>): ReadonlyArray<WrittenEdge> => {
   const match = node._tag === "scalar" ? edgePattern.exec(String(node.value)) : null

@@ -133,6 +133,7 @@ export const FailureClass = Schema.Literals([
   "network",
   "disk-full",
   "diverged",
+  "check-failed",
   "out-of-memory",
   "timeout",
   "worker-lost",

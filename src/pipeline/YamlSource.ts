@@ -44,18 +44,34 @@ export class Source {
   /** A file's name, or the whole option as it was given. */
   readonly label: string
   readonly kind: "file" | "override"
+  #lineStarts: ReadonlyArray<number> | undefined
   constructor(kind: "file" | "override", label: string, text: string) {
     this.kind = kind
     this.label = label
     this.text = text
   }
+
+  /** 1-based. The lines are found once: every value of a large file has its place asked for. */
+  position(offset: number): { readonly line: number; readonly column: number } {
+    const starts = (this.#lineStarts ??= lineStartsOf(this.text))
+    let [low, high] = [0, starts.length]
+    while (high - low > 1) {
+      const middle = (low + high) >> 1
+      if ((starts[middle] ?? 0) <= offset) low = middle
+      else high = middle
+    }
+    return { line: low + 1, column: offset - (starts[low] ?? 0) + 1 }
+  }
 }
 
-export const position = (span: Span): { readonly line: number; readonly column: number } => {
-  const before = span.source.text.slice(0, span.start)
-  const lineStart = before.lastIndexOf("\n") + 1
-  return { line: before.split("\n").length, column: span.start - lineStart + 1 }
+const lineStartsOf = (text: string): ReadonlyArray<number> => {
+  const starts = [0]
+  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) starts.push(at + 1)
+  return starts
 }
+
+export const position = (span: Span): { readonly line: number; readonly column: number } =>
+  span.source.position(span.start)
 
 export const placeOf = (span: Span): string => {
   if (span.source.kind === "override") return span.source.label
@@ -65,7 +81,7 @@ export const placeOf = (span: Span): string => {
 
 /** The source's own words, one line of at most 100 characters. */
 export const quote = (span: Span): string => {
-  const [line = ""] = span.source.text.slice(span.start, span.end).split("\n")
+  const [line = ""] = span.source.text.slice(span.start, span.end).split("\n", 1)
   return line.length > 100 ? `${line.slice(0, 100)}…` : line
 }
 
