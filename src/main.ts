@@ -6,6 +6,7 @@ import { CliOutput, Command } from "effect/cli"
 import { chatCommand } from "./cli/commands/chat.ts"
 import { doctorCommand } from "./cli/commands/doctor.ts"
 import { fmtCommand } from "./cli/commands/fmt.ts"
+import { lintCommand } from "./cli/commands/lint.ts"
 import { planCommand } from "./cli/commands/plan.ts"
 import { runCommand } from "./cli/commands/run.ts"
 import { runsCommand } from "./cli/commands/runs.ts"
@@ -31,6 +32,7 @@ const program = Command.make("tinyllama").pipe(
     statusCommand,
     runsCommand,
     stageCommand,
+    lintCommand,
     fmtCommand,
     schemaCommand,
     chatCommand,

@@ -64,9 +64,15 @@ export interface TextOptions extends OverlayOptions {
 }
 
 export const loadPipeline = Effect.fn("loadPipeline")(function* ({ file, ...overlay }: LoadOptions) {
-  const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
-  const text = yield* fs.readFileString(file).pipe(
+  const text = yield* readPipelineText(file)
+  return yield* loadPipelineText({ ...overlay, label: file, text, baseDirectory: path.dirname(path.resolve(file)) })
+})
+
+/** The file's text; PipelineInvalid where it cannot be read. */
+export const readPipelineText = Effect.fn("readPipelineText")(function* (file: string) {
+  const fs = yield* FileSystem.FileSystem
+  return yield* fs.readFileString(file).pipe(
     Effect.mapError((error) => {
       const cause = error.reason._tag === "NotFound" ? "no such file" : error.message
       return new PipelineInvalid({
@@ -75,7 +81,6 @@ export const loadPipeline = Effect.fn("loadPipeline")(function* ({ file, ...over
       })
     })
   )
-  return yield* loadPipelineText({ ...overlay, label: file, text, baseDirectory: path.dirname(path.resolve(file)) })
 })
 
 /** A pipeline whose text is at hand: of a git revision, of a past run. */

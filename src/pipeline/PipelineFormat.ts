@@ -95,13 +95,17 @@ const print = (document: Document.Parsed): string => {
   return tighten(document.toString({ lineWidth: 0, verifyAliasOrder: false })).replace(/^\n+/u, "")
 }
 
+/** What the lexer sets before a scalar; and with it all that it adds to the text. */
+const scalarMark = "\u001f"
+const lexerMarks = ["\u0002", "\u0018", scalarMark]
+
 /** [ a, b ] → [a, b]; braces keep their spaces. */
 const tighten = (text: string): string => {
   const tokens = Array.from(new Lexer().lex(text))
-  const isScalarText = (index: number) => tokens[index - 1] === "\u001f"
+  const isScalarText = (index: number) => tokens[index - 1] === scalarMark
   return tokens
     .filter((token, index) => {
-      if (/^[\u0002\u0018\u001f]$/u.test(token)) return false // the lexer's own marks
+      if (lexerMarks.includes(token)) return false
       if (!/^ +$/u.test(token) || isScalarText(index)) return true
       const opens = tokens[index - 1] === "[" && !tokens[index + 1]?.startsWith("#")
       const closes = tokens[index + 1] === "]" && tokens[index - 1] !== "\n"

@@ -1,24 +1,11 @@
 /** `tinyllama fmt [FILE…]`: writes pipeline files in their canonical form, comments kept, meaning proven the same; --check only looks. */
 import { realpathSync } from "node:fs"
-import { Console, Effect, FileSystem, Path } from "effect"
+import { Console, Effect, Path } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import { writeFileAtomic } from "../../artifacts/DurableFile.ts"
-import { PipelineInvalid } from "../../pipeline/Diagnostics.ts"
+import { readPipelineText } from "../../pipeline/Pipeline.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
-
-const read = Effect.fnUntraced(function* (file: string) {
-  const fs = yield* FileSystem.FileSystem
-  return yield* fs.readFileString(file).pipe(
-    Effect.mapError((error) => {
-      const cause = error.reason._tag === "NotFound" ? "no such file" : error.message
-      return new PipelineInvalid({
-        file,
-        diagnostics: [{ place: file, path: "", message: `cannot be read: ${cause}` }]
-      })
-    })
-  )
-})
 
 export const fmtCommand = Command.make(
   "fmt",
@@ -38,7 +25,7 @@ export const fmtCommand = Command.make(
     const path = yield* Path.Path
     const unformatted: Array<string> = []
     for (const file of flags.files.length === 0 ? ["pipeline.yaml"] : flags.files) {
-      const text = yield* read(file)
+      const text = yield* readPipelineText(file)
       const formatted = yield* formatPipeline({ file, text, baseDirectory: path.dirname(path.resolve(file)) })
       if (formatted === text) continue
       unformatted.push(file)
