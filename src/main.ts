@@ -3,7 +3,9 @@ import { readFileSync } from "node:fs"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, Layer, Logger } from "effect"
 import { CliOutput, Command } from "effect/cli"
+import { acceptCommand } from "./cli/commands/accept.ts"
 import { chatCommand } from "./cli/commands/chat.ts"
+import { diffCommand } from "./cli/commands/diff.ts"
 import { doctorCommand } from "./cli/commands/doctor.ts"
 import { fmtCommand } from "./cli/commands/fmt.ts"
 import { lintCommand } from "./cli/commands/lint.ts"
@@ -14,6 +16,7 @@ import { schemaCommand } from "./cli/commands/schema.ts"
 import { stageCommand } from "./cli/commands/stage.ts"
 import { statusCommand } from "./cli/commands/status.ts"
 import { tokenizerCommand } from "./cli/commands/tokenizer.ts"
+import { whyCommand } from "./cli/commands/why.ts"
 import { report, teardown } from "./cli/Ending.ts"
 import { runMain } from "./pipeline/Signals.ts"
 import * as registry from "./stages/registry.ts"
@@ -29,6 +32,9 @@ const program = Command.make("tinyllama").pipe(
   Command.withSubcommands([
     runCommand,
     planCommand,
+    diffCommand,
+    whyCommand,
+    acceptCommand,
     statusCommand,
     runsCommand,
     stageCommand,

@@ -2,6 +2,7 @@
 import type { Schema } from "effect"
 import { canonicalJson } from "../artifacts/CanonicalJson.ts"
 import type { Edge } from "./ResolvedPipeline.ts"
+import { isObject } from "./Settings.ts"
 import type { KeyParts } from "./StageKey.ts"
 import type { AnyStageType, ChangeClass, EncodedParams } from "./StageType.ts"
 
@@ -145,6 +146,3 @@ export const changedLeaves = (
 
 export const unionOfKeys = (a: object, b: object): ReadonlyArray<string> =>
   Array.from(new Set([...Object.keys(a), ...Object.keys(b)]))
-
-const isObject = (value: Schema.Json | undefined): value is { readonly [key: string]: Schema.Json } =>
-  typeof value === "object" && value !== null && !Array.isArray(value)

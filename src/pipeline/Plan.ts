@@ -47,6 +47,8 @@ export interface Plan {
   readonly stages: ReadonlyArray<StagePlan>
   /** Facts of every output, real or forecast, by stage and port. */
   readonly facts: ReadonlyMap<string, StageFacts>
+  /** For every stage whose inputs are known. */
+  readonly decisions: ReadonlyMap<string, Decision>
   /** What stages read from outside the pipeline, as it was looked at for this plan. */
   readonly observed: ReadonlyMap<string, Result.Result<Schema.Json, StageError>>
 }
@@ -99,8 +101,8 @@ export const plan = Effect.fn("plan")(function* (
     estimates: options.estimates ?? true
   }
   for (const stage of pipeline.stages) planning.plans.set(stage.name, yield* planStage(planning, stage))
-  const { facts, observed, plans } = planning
-  const result: Plan = { stages: Array.from(plans.values()), facts, observed }
+  const { decisions, facts, observed, plans } = planning
+  const result: Plan = { stages: Array.from(plans.values()), facts, decisions, observed }
   return result
 })
 

@@ -3,12 +3,12 @@
  * refuses and says what is no longer so.
  */
 import { Effect, FileSystem, Path, Result, Runtime, Schema } from "effect"
-import { digestOf } from "../artifacts/CanonicalJson.ts"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import { describeReason, type StagePlan } from "./Plan.ts"
 import type { PlanTotals } from "./PlanTotals.ts"
-import { describeOrigins, type ResolvedPipeline } from "./ResolvedPipeline.ts"
+import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
 import type { Selection } from "./Selection.ts"
+import { settingsDigest } from "./Settings.ts"
 import { ChangeClass } from "./StageType.ts"
 
 const Names = Schema.Array(Schema.String)
@@ -86,7 +86,7 @@ export const planDocument = (
   profiles: pipeline.profiles,
   overrides: pipeline.overrides,
   selection,
-  pipeline_digest: pipelineDigest(pipeline),
+  pipeline_digest: settingsDigest(pipeline),
   stages: plans.map(stageDocument),
   totals: whole
 })
@@ -122,19 +122,6 @@ const stageDocument = (plan: StagePlan): typeof PlannedStage.Type => ({
 
 const basisText = (basis: NonNullable<StagePlan["estimate"]>["basis"]): string | null =>
   basis === undefined ? null : basis._tag === "Model" ? "model" : `past runs: ${basis.runs}`
-
-/** Digest of every value after decoding, not of where it came from. */
-export const pipelineDigest = (pipeline: ResolvedPipeline): string =>
-  digestOf(withoutOrigins(describeOrigins({ ...pipeline, overrides: [], profiles: [] })))
-
-/** `describeOrigins` gives { value, from } for each leaf. */
-const withoutOrigins = (value: Schema.Json): Schema.Json => {
-  if (Array.isArray(value)) return value.map(withoutOrigins)
-  if (typeof value !== "object" || value === null) return value
-  const keys = Object.keys(value)
-  if (keys.length === 2 && "value" in value && "from" in value) return value["value"] ?? null
-  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, withoutOrigins(inner)]))
-}
 
 export const savePlan = (file: string, document: PlanDocument) =>
   writeJsonAtomic(file, document).pipe(Effect.mapError(storageFailure(file)))
