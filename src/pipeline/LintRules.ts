@@ -4,6 +4,7 @@ import type { ArtifactType } from "../artifacts/Artifact.ts"
 import { canonicalJson } from "../artifacts/CanonicalJson.ts"
 import type { Diagnostic } from "./Diagnostics.ts"
 import { stageFields, suggest } from "./Overlay.ts"
+import { StageNames } from "./Matrix.ts"
 import { canonical } from "./Parameters.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import { diagnose, type MappingNode, type Node, nodeAt, type Span, toJson } from "./YamlSource.ts"
@@ -39,6 +40,16 @@ const finding = (
 const mapping = (root: Node, ...path: ReadonlyArray<string>): MappingNode["entries"] => {
   const { depth, node } = nodeAt(root, path)
   return depth === path.length && node._tag === "mapping" ? node.entries : new Map()
+}
+
+/** The name that the file gives to the stage: instances of a matrix share one. */
+const writtenName = (stage: ResolvedStage): string => stage.matrix?.group ?? stage.name
+
+/** One stage for each block of the file: of a matrix, the first instance. */
+const writtenStages = (pipeline: ResolvedPipeline): ReadonlyArray<readonly [string, ResolvedStage]> => {
+  const written = new Map<string, ResolvedStage>()
+  for (const stage of pipeline.stages) if (!written.has(writtenName(stage))) written.set(writtenName(stage), stage)
+  return Array.from(written)
 }
 
 /** "" for what is no scalar. */
@@ -130,28 +141,27 @@ const profileWithoutEffect: Rule = ({ root }) => {
 const intermediate: ReadonlyArray<ArtifactType> = ["Documents", "TokenShards", "PackedDataset", "TrainingState"]
 
 const unusedStage: Rule = ({ pipeline, root }) => {
-  const used = new Set(pipeline.stages.flatMap(({ needs }) => needs))
-  return pipeline.stages.flatMap((stage) => {
+  const groups = new Map(pipeline.stages.map((stage) => [stage.name, writtenName(stage)]))
+  const used = new Set(pipeline.stages.flatMap(({ needs }) => needs.map((need) => groups.get(need))))
+  return writtenStages(pipeline).flatMap(([name, stage]) => {
     const outputs = Object.entries(stage.type.outputs)
-    const key = mapping(root, "stages").get(stage.name)?.key
-    if (key === undefined || used.has(stage.name) || outputs.length === 0) return []
+    const key = mapping(root, "stages").get(name)?.key
+    if (key === undefined || used.has(name) || outputs.length === 0) return []
     if (!outputs.every(([, { type }]) => intermediate.includes(type))) return []
-    const made = outputs.map(([port, { type }]) => `${stage.name}.${port} (${type})`).join(", ")
+    const made = outputs.map(([port, { type }]) => `${name}.${port} (${type})`).join(", ")
     const message = `no stage takes ${made}`
-    return [
-      finding("unused-stage", key, `stages.${stage.name}`, message, "join it to the stage that should, or remove it")
-    ]
+    return [finding("unused-stage", key, `stages.${name}`, message, "join it to the stage that should, or remove it")]
   })
 }
 
 const defaultParameter: Rule = ({ pipeline, root }) =>
-  pipeline.stages.flatMap((stage) =>
-    Array.from(mapping(root, "stages", stage.name, "with")).flatMap(([name, entry]) => {
+  writtenStages(pipeline).flatMap(([written, stage]) =>
+    Array.from(mapping(root, "stages", written, "with")).flatMap(([name, entry]) => {
       const parameter = stage.type.params[name]
       if (parameter === undefined || !("default" in parameter)) return []
       const byDefault = canonical(parameter.schema, parameter.default)
       if (Result.isFailure(byDefault)) return []
-      return equalToDefault(entry, stage.params[name], byDefault.success, `stages.${stage.name}.with.${name}`)
+      return equalToDefault(entry, stage.params[name], byDefault.success, `stages.${written}.with.${name}`)
     })
   )
 
@@ -178,7 +188,7 @@ const isObject = (value: Schema.Json | undefined): value is { readonly [key: str
   typeof value === "object" && value !== null && !Array.isArray(value)
 
 /** The first words of an override's path that are no stage. */
-const reserved = ["vars", "defaults", "stages", "name"]
+const reserved = ["vars", "defaults", "price", "secrets", "stages"]
 
 const shadowedName: Rule = ({ pipeline, root }) => {
   const next = "choose another name, or write the long path: -S stages.…"
@@ -195,61 +205,106 @@ const shadowedName: Rule = ({ pipeline, root }) => {
         ]
       : []
   )
-  const parameters = pipeline.stages.flatMap((stage) =>
-    Array.from(mapping(root, "stages", stage.name, "with")).flatMap(([name, { key }]) =>
+  const parameters = writtenStages(pipeline).flatMap(([written]) =>
+    Array.from(mapping(root, "stages", written, "with")).flatMap(([name, { key }]) =>
       (stageFields as ReadonlyArray<string>).includes(name)
         ? [
             finding(
               "shadowed-name",
               key,
-              `stages.${stage.name}.with.${name}`,
-              `-S ${stage.name}.${name} means the stage's own ${name}, not this parameter`,
-              `write the long path: -S ${stage.name}.with.${name}`
+              `stages.${written}.with.${name}`,
+              `-S ${written}.${name} means the stage's own ${name}, not this parameter`,
+              `write the long path: -S ${written}.with.${name}`
             )
           ]
         : []
     )
   )
-  return [...stages, ...parameters]
+  const vars = mapping(root, "vars")
+  const axes = writtenStages(pipeline).flatMap(([written]) =>
+    Array.from(mapping(root, "stages", written, "matrix")).flatMap(([axis, { key }]) =>
+      vars.has(axis)
+        ? [
+            finding(
+              "shadowed-name",
+              key,
+              `stages.${written}.matrix.${axis}`,
+              `\${vars.${axis}} and \${matrix.${axis}} are two values of one name`,
+              "rename one of them"
+            )
+          ]
+        : []
+    )
+  )
+  return [...stages, ...parameters, ...axes]
 }
 
+const unusedAxis: Rule = ({ pipeline, root }) =>
+  writtenStages(pipeline).flatMap(([written]) => {
+    const block = nodeAt(root, ["stages", written]).node
+    const used = new Set(
+      textsIn(block).flatMap((text) => Array.from(text.matchAll(/\$\{\s*matrix\.([\w-]+)\s*\}/gu), (match) => match[1]))
+    )
+    return Array.from(mapping(block, "matrix")).flatMap(([axis, { key }]) =>
+      used.has(axis)
+        ? []
+        : [
+            finding(
+              "unused-axis",
+              key,
+              `stages.${written}.matrix.${axis}`,
+              "nothing in the stage refers to this axis, so its instances are the same",
+              `write \${matrix.${axis}} where the value belongs, or remove the axis`
+            )
+          ]
+    )
+  })
+
 const seedsDiffer: Rule = ({ pipeline, root }) => {
-  const seeds = pipeline.stages.flatMap((stage) => {
-    const value = stage.params["seed"]
-    return typeof value === "number" ? [{ stage: stage.name, value }] : []
+  const seeds = writtenStages(pipeline).flatMap(([stage, { params }]) => {
+    const written = mapping(root, "stages", stage, "with").get("seed")?.value
+    const swept = written !== undefined && textsIn(written).some((text) => text.includes("${matrix."))
+    return typeof params["seed"] === "number" && !swept ? [{ stage, value: params["seed"], written }] : []
   })
   const counts = new Map<number, number>()
   for (const { value } of seeds) counts.set(value, (counts.get(value) ?? 0) + 1)
   const [usual] = Array.from(counts).toSorted(([, a], [, b]) => b - a)[0] ?? []
-  return seeds.flatMap(({ stage, value }) => {
-    const written = mapping(root, "stages", stage, "with").get("seed")
-    if (written === undefined || value === usual) return []
-    const others = seeds.filter((other) => other.value === usual).map((other) => other.stage)
-    return [
-      finding(
-        "seeds-differ",
-        written.value.span,
-        `stages.${stage}.with.seed`,
-        `the seed is ${value} here and ${usual} in ${others.join(", ")}`,
-        'declare one in vars and write "${vars.seed}" everywhere, unless the difference is meant'
-      )
-    ]
-  })
+  const others = seeds.filter(({ value }) => value === usual).map(({ stage }) => stage)
+  return seeds.flatMap(({ stage, value, written }) =>
+    written === undefined || value === usual
+      ? []
+      : [
+          finding(
+            "seeds-differ",
+            written.span,
+            `stages.${stage}.with.seed`,
+            `the seed is ${value} here and ${usual} in ${others.join(", ")}`,
+            'declare one in vars and write "${vars.seed}" everywhere, unless the difference is meant'
+          )
+        ]
+  )
 }
 
 const redundantAfter: Rule = ({ pipeline, root }) => {
   const byName = new Map(pipeline.stages.map((stage) => [stage.name, stage]))
+  const names = new StageNames(pipeline.stages)
   const reaches = (from: string, target: string, seen = new Set<string>()): boolean => {
     if (from === target) return true
     if (seen.has(from)) return false
     seen.add(from)
     return (byName.get(from)?.needs ?? []).some((need) => reaches(need, target, seen))
   }
-  return pipeline.stages.flatMap((stage) =>
-    afterItems(root, stage).flatMap(({ name, node, path }) => {
-      const via = stage.needs.find((need) => (need === name ? isSource(stage, name) : reaches(need, name)))
-      if (via === undefined) return []
-      const cause = via === name ? "an edge" : `${via}, which this stage needs,`
+  return writtenStages(pipeline).flatMap(([written, stage]) =>
+    afterItems(root, written).flatMap(({ name, node, path }) => {
+      const targets = Result.getOrElse(names.find(name), (): ReadonlyArray<string> => [])
+      const via = targets.map((target) =>
+        stage.needs.find((need) =>
+          targets.includes(need) ? need === target && isSource(stage, need) : reaches(need, target)
+        )
+      )
+      if (targets.length === 0 || via.includes(undefined)) return []
+      const [first] = via
+      const cause = first === targets[0] ? "an edge" : `${first}, which this stage needs,`
       const message = `${cause} already puts this stage after ${name}`
       return [finding("redundant-after", node.span, path, message, "remove it")]
     })
@@ -259,9 +314,9 @@ const redundantAfter: Rule = ({ pipeline, root }) => {
 const isSource = (stage: ResolvedStage, name: string): boolean =>
   Object.values(stage.inputs).some((edges) => edges.some((edge) => edge.stage === name))
 
-const afterItems = (root: MappingNode, stage: ResolvedStage) => {
-  const node = mapping(root, "stages", stage.name).get("after")?.value
-  const path = `stages.${stage.name}.after`
+const afterItems = (root: MappingNode, stage: string) => {
+  const node = mapping(root, "stages", stage).get("after")?.value
+  const path = `stages.${stage}.after`
   if (node === undefined) return []
   const items = node._tag === "sequence" ? node.items : [node]
   return items.map((node, index) => ({
@@ -272,8 +327,8 @@ const afterItems = (root: MappingNode, stage: ResolvedStage) => {
 }
 
 const repeatedEdge: Rule = ({ pipeline, root }) =>
-  pipeline.stages.flatMap((stage) =>
-    Array.from(mapping(root, "stages", stage.name, "in")).flatMap(([port, { value }]) => {
+  writtenStages(pipeline).flatMap(([written]) =>
+    Array.from(mapping(root, "stages", written, "in")).flatMap(([port, { value }]) => {
       if (value._tag !== "sequence") return []
       const seen = new Set<string>()
       return value.items.flatMap((item, index) => {
@@ -282,7 +337,7 @@ const repeatedEdge: Rule = ({ pipeline, root }) =>
           seen.add(edge)
           return []
         }
-        const path = `stages.${stage.name}.in.${port}[${index}]`
+        const path = `stages.${written}.in.${port}[${index}]`
         return [finding("repeated-edge", item.span, path, `${edge} is in this list already`, "remove one of them")]
       })
     })
@@ -295,6 +350,7 @@ export const rules: ReadonlyArray<Rule> = [
   unusedStage,
   defaultParameter,
   shadowedName,
+  unusedAxis,
   seedsDiffer,
   redundantAfter,
   repeatedEdge

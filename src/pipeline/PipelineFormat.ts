@@ -48,13 +48,13 @@ const meaning = Effect.fnUntraced(function* (input: {
   const names = profiles?._tag === "mapping" ? Array.from(profiles.entries.keys()) : []
   const decoded = yield* Effect.forEach([[], ...names.map((name) => [name])], (profiles) =>
     Effect.map(Effect.result(loadPipelineText({ label: input.file, ...input, profiles })), (result) =>
-      Result.isSuccess(result) ? JSON.stringify(result.success, withoutPlaces) : "invalid"
+      Result.isSuccess(result) ? JSON.stringify({ ...result.success, text: "" }, withoutPlaces) : "invalid"
     )
   )
   return [canonicalJson(toJson(root)), ...decoded].join("\n")
 })
 
-const places = new Set(["text", "origins", "origin", "span", "place", "line", "column"])
+const places = new Set(["origins", "span", "place"])
 const withoutPlaces = (key: string, value: unknown): unknown => {
   if (places.has(key)) return undefined
   if (key === "type" && typeof value === "object" && value !== null && "name" in value) return value.name

@@ -88,6 +88,27 @@ const cases: ReadonlyArray<{
     clean: `stages:\n  ${writer}\n  ${counter}\n  b: { uses: write, with: { text: y }, after: [last] }\n`
   },
   {
+    rule: "redundant-after",
+    text: `stages:\n  m: { uses: write, matrix: { n: [1, 2] }, with: { text: x, steps: "\${matrix.n}" } }\n  b: { uses: join, in: { documents: [m.documents] }, after: "m[n=2]" }\n`,
+    at: "5:61 stages.b.after",
+    says: /an edge already puts this stage after m\[n=2\]/u,
+    clean: `stages:\n  m: { uses: write, matrix: { n: [1, 2] }, with: { text: x, steps: "\${matrix.n}" } }\n  b: { uses: join, in: { documents: ["m[n=1].documents"] }, after: m }\n`
+  },
+  {
+    rule: "unused-axis",
+    text: `stages:\n  m: { uses: write, matrix: { n: [1, 2], k: [p, q] }, with: { text: x, steps: "\${matrix.n}" } }\n`,
+    at: "4:42 stages.m.matrix.k",
+    says: /its instances are the same/u,
+    clean: `stages:\n  m: { uses: write, matrix: { n: [1, 2], k: [p, q] }, with: { text: "\${matrix.k}", steps: "\${matrix.n}" } }\n`
+  },
+  {
+    rule: "shadowed-name",
+    text: `vars: { n: 1 }\nstages:\n  m: { uses: write, matrix: { n: [1, 2] }, with: { text: x, steps: "\${matrix.n}" } }\n`,
+    at: "5:31 stages.m.matrix.n",
+    says: /two values of one name/u,
+    clean: `vars: { n: 1 }\nstages:\n  m: { uses: write, matrix: { k: [1, 2] }, with: { text: x, steps: "\${matrix.k}" } }\n`
+  },
+  {
     rule: "repeated-edge",
     text: `stages:\n  ${writer}\n  b: { uses: join, in: { documents: [a.documents, a.documents] } }\n`,
     at: "5:51 stages.b.in.documents[1]",

@@ -6,6 +6,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect, Layer } from "effect"
 import { canonicalJson } from "../../src/artifacts/CanonicalJson.ts"
 import { PipelineInvalid } from "../../src/pipeline/Diagnostics.ts"
+import { stageFields, topLevelFields } from "../../src/pipeline/Overlay.ts"
 import { loadPipelineText } from "../../src/pipeline/Pipeline.ts"
 import { canonicalText, formatPipeline } from "../../src/pipeline/PipelineFormat.ts"
 import { describeOrigins } from "../../src/pipeline/ResolvedPipeline.ts"
@@ -106,8 +107,10 @@ version: 1
 
   it.effect("of random files in random layouts stays as it is, and means the same", () =>
     Effect.gen(function* () {
+      const met = new Set<string>()
       for (let seed = 1; seed <= 200; seed++) {
         const text = randomPipeline(seed)
+        for (const [, key = ""] of text.matchAll(/([a-z_]+): /gu)) met.add(key)
         const once = yield* format(text).pipe(
           Effect.tapError(() => Effect.sync(() => assert.fail(`seed ${seed}\n${text}`)))
         )
@@ -116,6 +119,7 @@ version: 1
         const comments = (of: string) => (of.match(/# (?:why|above|a: b)|#note/gu) ?? []).length
         assert.strictEqual(comments(once), comments(text), `seed ${seed}: comments`)
       }
+      assert.includeMembers([...met], [...topLevelFields, ...stageFields], "random-layout.ts lacks a field")
     }).pipe(Effect.provide(services))
   )
 
