@@ -2,7 +2,22 @@
  * The JSON Schema of the pipeline file, generated from what the parser itself goes by: stage types with their parameters and ports, failure
  * classes, the forms of quantities and edges. A test holds its keys against those that the parser knows.
  */
-import { Duration, Effect, Result, type Schema } from "effect"
+import { Effect, Result, type Schema } from "effect"
+import {
+  described,
+  edge,
+  matrix,
+  object,
+  price,
+  ref,
+  resources,
+  retry,
+  secrets,
+  stageName,
+  surroundings,
+  timeLimit,
+  vars
+} from "./FieldSchemas.ts"
 import {
   acceptingReferences,
   type Definitions,
@@ -16,141 +31,8 @@ import {
   withoutRequired
 } from "./JsonSchema.ts"
 import { canonical } from "./Parameters.ts"
-import { bytesPattern, durationPattern } from "./Quantity.ts"
-import { defaultGrace, defaultRetry, edgePattern, retryable } from "./StageBlock.ts"
 import { StageRegistry } from "./StageRegistry.ts"
 import type { AnyStageType, InputPort, Parameter } from "./StageType.ts"
-
-const object = (properties: SchemaNode, rest: SchemaNode = {}): SchemaNode => ({
-  type: "object",
-  properties,
-  additionalProperties: false,
-  ...rest
-})
-const ref = (name: string): SchemaNode => ({ $ref: `#/definitions/${name}` })
-/** `description` beside a reference: draft-07 ignores what stands beside $ref. */
-const described = (node: SchemaNode, description: string): SchemaNode => ({ description, allOf: [node] })
-const oneOrMore = (item: SchemaNode): SchemaNode => ({ anyOf: [item, { type: "array", items: item }] })
-
-const stageName: SchemaNode = { type: "string", pattern: "^[A-Za-z][\\w-]*$" }
-const duration: SchemaNode = { type: "string", pattern: durationPattern.source }
-const edge: SchemaNode = { type: "string", pattern: edgePattern.source, description: "stage.port" }
-
-const retry = object({
-  times: { type: "integer", minimum: 0, default: defaultRetry.times, description: "Tries after the first one." },
-  backoff: {
-    enum: ["exponential", "constant"],
-    default: defaultRetry.backoff,
-    description: "How the delay between tries grows."
-  },
-  base: { ...duration, default: short(defaultRetry.base), description: "The first delay." },
-  max: { ...duration, default: short(defaultRetry.max), description: "The longest delay." },
-  jitter: {
-    type: "boolean",
-    default: defaultRetry.jitter,
-    description: "Spreads each delay over 0.8 to 1.2 of itself."
-  },
-  for: {
-    type: "array",
-    items: { enum: [...retryable] },
-    default: [...defaultRetry.for],
-    description: "The failure classes that are worth another try."
-  }
-})
-
-const resources = object({
-  cpus: {
-    anyOf: [{ type: "integer", minimum: 1 }, { const: "all" }],
-    description: "Cores that the stage takes; all: every core of this machine."
-  },
-  memory: {
-    anyOf: [
-      { type: "string", pattern: bytesPattern.source },
-      { type: "number", minimum: 0 }
-    ],
-    description: "Memory that the stage takes, say 4GiB."
-  },
-  disk: {
-    anyOf: [
-      { type: "string", pattern: bytesPattern.source },
-      { type: "number", minimum: 0 }
-    ],
-    description: "Disk space that the stage's work and outputs may take, say 200GiB."
-  },
-  gpus: { type: "integer", minimum: 0, default: 0, description: "GPUs that the stage takes." }
-})
-
-const timeLimit = (what: string): SchemaNode => ({ ...duration, description: `${what}, say 30s, 10m or 48h.` })
-
-const matrix: SchemaNode = {
-  type: "object",
-  description:
-    "Axis → its values: one stage for each combination, named base[lr=0.001]. ${matrix.axis} stands for the value in the stage's block.",
-  minProperties: 1,
-  propertyNames: stageName,
-  additionalProperties: { type: "array", minItems: 1, items: { type: ["string", "number", "boolean", "null"] } }
-}
-
-const secrets: SchemaNode = {
-  type: ["array", "null"],
-  items: { type: "string", pattern: "^[A-Za-z_]\\w*$" },
-  description: "Environment variables that the workers get and nothing writes down: names, never values."
-}
-
-const price: SchemaNode = {
-  description: "What an hour of the machine costs, for the forecasts of `tinyllama plan`.",
-  anyOf: [
-    { type: "string", description: "$2.50/h" },
-    object(
-      {
-        per_hour: { type: "number", minimum: 0, description: "In the currency." },
-        currency: { type: "string", minLength: 1, default: "$", description: "As it is printed." }
-      },
-      { required: ["per_hour"] }
-    ),
-    { type: "null" }
-  ]
-}
-
-const conditions = (description: string): SchemaNode => ({
-  ...oneOrMore({ type: "string", minLength: 1 }),
-  description
-})
-
-/** What may stand in a stage beside uses, in and with, in the order in which the formatter writes it. */
-const surroundings: SchemaNode = {
-  resources: described(ref("resources"), "What the stage takes of this machine while it runs."),
-  retry: described(ref("retry"), "When a failed attempt is tried again; over `defaults`."),
-  timeout: timeLimit("The limit of one attempt"),
-  grace: {
-    ...timeLimit("How long a stopped attempt may take to save, before it is killed"),
-    default: short(defaultGrace)
-  },
-  after: {
-    ...oneOrMore({ type: "string" }),
-    description: "Stages that must be done before, though no data comes from them."
-  },
-  checks: conditions(
-    'Conditions on the facts of the outputs, say "tokens >= 1e6": a result that fails one is not published.'
-  ),
-  stop_if: conditions(
-    'Conditions on live metrics that end an attempt, say "loss is nan" or "loss > 10 after 1e8 tokens".'
-  ),
-  secrets
-}
-
-/** "1m", "90s": in the largest unit that gives a whole number. */
-function short(value: Duration.Duration): string {
-  const seconds = Duration.toSeconds(value)
-  const [size, unit] = (
-    [
-      [3600, "h"],
-      [60, "m"],
-      [1, "s"]
-    ] as const
-  ).find(([size]) => seconds % size === 0) ?? [1, "s"]
-  return `${seconds / size}${unit}`
-}
 
 const changeSentence = (parameter: Parameter): string => {
   switch (parameter.change) {
@@ -282,11 +164,6 @@ const stagesSchema = (stage: string): SchemaNode => ({
   propertyNames: stageName,
   additionalProperties: ref(stage)
 })
-
-const vars: SchemaNode = {
-  type: "object",
-  description: "Values to write once: ${vars.name} stands for them everywhere."
-}
 
 /** The schema as a document of its own, self-contained and in a fixed order. */
 export const pipelineSchema = Effect.gen(function* () {

@@ -103,6 +103,7 @@ describe("diagnostics", () => {
       "vars: { budget: 400_000, lr: { peak: 1e-3 } }\n" +
         "stages:\n" +
         "  a: { uses: ./my-stage.ts, with: { anything: 1 } }\n" +
+        "  d: { uses: pack, matrix: { n: [64, 128] }, max_parallel: 1, in: { tokens: [a.tokens] }, with: { seq_len: '${matrix.n}' } }\n" +
         '  b: { uses: pretrain, in: { data: a.dataset }, with: { model: llama-15m, max_tokens: "${vars.budget}", lr: "${vars.lr}" } }\n' +
         "  c: { uses: pack, in: { tokens: [a.tokens] }, with: { seq_len: 1_024 }, timeout: 2h, after: a }\n" +
         "profiles: { p: { vars: { budget: 1 }, stages: { b: { with: { lr: { peak: 1 } }, resources: { cpus: all } } } } }\n"

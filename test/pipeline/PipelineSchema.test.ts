@@ -29,16 +29,19 @@ const at = (root: SchemaNode, path: ReadonlyArray<string>): SchemaNode => {
       if (typeof inner["$ref"] !== "string") break
       node = (root["definitions"] as Record<string, SchemaNode>)[inner["$ref"].replace("#/definitions/", "")] ?? {}
     }
-    if (Array.isArray(node["anyOf"])) node = (node["anyOf"] as ReadonlyArray<SchemaNode>)[0] ?? node
+    if (Array.isArray(node["anyOf"])) node = firstObject(node["anyOf"] as ReadonlyArray<SchemaNode>)
   }
   return node
 }
+const firstObject = (members: ReadonlyArray<SchemaNode>): SchemaNode =>
+  members.find((member) => "properties" in member) ?? members[0] ?? {}
 const keysOf = (node: SchemaNode): ReadonlyArray<string> => Object.keys((node["properties"] ?? {}) as SchemaNode)
 
 /** A pipeline with a key that nothing knows in each block: the parser answers with the keys that it knows. */
 const probe = `version: 1
 name: t
 nothing: 1
+price: { per_hour: 1, nothing: 1 }
 defaults: { nothing: 1, retry: { nothing: 1 } }
 stages:
   a: { uses: tokenize, nothing: 1, in: { documents: x.documents }, resources: { nothing: 1 }, retry: { nothing: 1 } }
@@ -46,6 +49,7 @@ profiles: { p: { nothing: 1 } }
 `
 const blocks: Readonly<Record<string, ReadonlyArray<string>>> = {
   "": [],
+  price: ["properties", "price"],
   defaults: ["properties", "defaults"],
   "defaults.retry": ["properties", "defaults", "properties", "retry"],
   "stages.a": ["properties", "stages", "additionalProperties"],

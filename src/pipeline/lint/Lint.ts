@@ -1,9 +1,26 @@
 /** Looks a pipeline file over: what makes it invalid, with any of its profiles too, and what is legal but probably not meant. */
 import { Effect, Result } from "effect"
-import type { Diagnostic } from "./Diagnostics.ts"
-import { type Finding, rules } from "./LintRules.ts"
-import { loadPipelineText } from "./Pipeline.ts"
-import { parseYaml, Source } from "./YamlSource.ts"
+import type { Diagnostic } from "../Diagnostics.ts"
+import { loadPipelineText } from "../Pipeline.ts"
+import { parseYaml, Source } from "../YamlSource.ts"
+import { redundantAfter, repeatedEdge, unusedStage } from "./Edges.ts"
+import type { Finding, Rule } from "./Finding.ts"
+import { shadowedName, unusedAxis, unusedVariable } from "./Names.ts"
+import { profileUnknown, profileWithoutEffect } from "./Profiles.ts"
+import { defaultParameter, seedsDiffer } from "./Values.ts"
+
+const rules: ReadonlyArray<Rule> = [
+  unusedVariable,
+  profileUnknown,
+  profileWithoutEffect,
+  unusedStage,
+  defaultParameter,
+  shadowedName,
+  unusedAxis,
+  seedsDiffer,
+  redundantAfter,
+  repeatedEdge
+]
 
 export interface Lint {
   readonly errors: ReadonlyArray<Diagnostic>

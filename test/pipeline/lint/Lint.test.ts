@@ -2,8 +2,8 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Layer } from "effect"
-import { lint } from "../../src/pipeline/Lint.ts"
-import { testRegistry } from "./fixtures/stages.ts"
+import { lint } from "../../../src/pipeline/lint/Lint.ts"
+import { testRegistry } from "../fixtures/stages.ts"
 
 const look = (text: string) =>
   lint({ file: "p.yaml", text, baseDirectory: "." }).pipe(Effect.provide(Layer.merge(NodeServices.layer, testRegistry)))
