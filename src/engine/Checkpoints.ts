@@ -68,6 +68,9 @@ const decodeCompletion = Schema.decodeUnknownEffect(Schema.fromJsonString(Comple
 /** Equal texts mean equal checkpoints. */
 export const progressText = (state: TrainingProgress): string => `${encodeProgress(state)}\n`
 
+/** The text of COMPLETE.json. */
+export const completionText = ({ files, step }: Completion): string => `${JSON.stringify({ step, files }, null, 2)}\n`
+
 const digestOf = Effect.fnUntraced(function* (path: string) {
   const fs = yield* FileSystem.FileSystem
   const hash = createHash("sha256")
@@ -81,7 +84,8 @@ const digestOf = Effect.fnUntraced(function* (path: string) {
   return { bytes, sha256: hash.digest("hex") }
 })
 
-const writeSynced = Effect.fnUntraced(function* (path: string, text: string) {
+/** Writes a small file and makes it durable. */
+export const writeSynced = Effect.fnUntraced(function* (path: string, text: string) {
   const fs = yield* FileSystem.FileSystem
   const bytes = new TextEncoder().encode(text)
   const file = yield* fs.open(path, { flag: "w" })
@@ -91,7 +95,7 @@ const writeSynced = Effect.fnUntraced(function* (path: string, text: string) {
 }, Effect.scoped)
 
 /** Makes renames inside `folder` durable. */
-const syncFolder = Effect.fnUntraced(function* (folder: string) {
+export const syncFolder = Effect.fnUntraced(function* (folder: string) {
   const fs = yield* FileSystem.FileSystem
   yield* Effect.flatMap(fs.open(folder, { flag: "r" }), (handle) => handle.sync)
 }, Effect.scoped)
@@ -150,7 +154,7 @@ export const saveCheckpoint = Effect.fn("Checkpoints.save")(
         { path: OPTIMIZER, ...(yield* writeSafetensors(path.join(draft, OPTIMIZER), tensorsOf(model, MOMENT_KINDS))) },
         { path: STATE, ...(yield* writeSynced(path.join(draft, STATE), progressText(state))) }
       ]
-      yield* writeSynced(path.join(draft, COMPLETE), `${JSON.stringify({ step: state.step, files }, null, 2)}\n`)
+      yield* writeSynced(path.join(draft, COMPLETE), completionText({ step: state.step, files }))
       yield* syncFolder(draft)
       const before = yield* fs.exists(target)
       if (before) yield* fs.rename(target, replaced)
@@ -197,9 +201,30 @@ export const verifyCheckpoint: (
     if (found.sha256 !== expected.sha256)
       return yield* damaged(`${name} has sha256 ${found.sha256}, ${COMPLETE} says ${expected.sha256}`)
   }
+  return yield* readProgress(folder)
+})
+
+/** The state that a checkpoint folder names, without a look at its other files. */
+export const readProgress = Effect.fn("Checkpoints.readProgress")(function* (folder: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
   return yield* fs.readFileString(path.join(folder, STATE)).pipe(
     Effect.flatMap(decodeProgress),
-    Effect.mapError((error) => damaged(`${STATE} is not valid: ${error.message}`))
+    Effect.mapError(
+      (error) => new DamagedCheckpoint({ path: folder, reason: `${STATE} is not valid: ${error.message}` })
+    )
+  )
+})
+
+/** The digests that COMPLETE.json states. */
+export const readCompletion = Effect.fn("Checkpoints.readCompletion")(function* (folder: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  return yield* fs.readFileString(path.join(folder, COMPLETE)).pipe(
+    Effect.flatMap(decodeCompletion),
+    Effect.mapError(
+      (error) => new DamagedCheckpoint({ path: folder, reason: `${COMPLETE} is not valid: ${error.message}` })
+    )
   )
 })
 

@@ -21,15 +21,37 @@ export interface LearningRateSchedule {
   readonly decayFraction: number
 }
 
+/** The last step at the peak, after which the rate falls; Infinity for a constant schedule. */
+export const decayStart = ({ decayFraction, kind, totalSteps, warmupSteps }: LearningRateSchedule): number =>
+  kind === "constant"
+    ? Infinity
+    : kind === "wsd"
+      ? Math.max(warmupSteps, totalSteps - Math.ceil(decayFraction * totalSteps))
+      : warmupSteps
+
+/**
+ * The last step that a longer run of the same kind has in common with this one: wsd: where the decay starts; else the last step (of which a longer
+ * run under cosine or linear has nothing: `agreedSteps` tells).
+ */
+export const branchStep = (schedule: LearningRateSchedule): number =>
+  schedule.kind === "wsd" ? decayStart(schedule) : schedule.totalSteps
+
+/** So many first steps have equal learning rates under both schedules, at least; Infinity: all have. */
+export const agreedSteps = (a: LearningRateSchedule, b: LearningRateSchedule): number => {
+  if (a.peak !== b.peak || a.warmupSteps !== b.warmupSteps) return 0
+  const sameDecay =
+    a.kind === b.kind && a.minimum === b.minimum && a.totalSteps === b.totalSteps && decayStart(a) === decayStart(b)
+  return sameDecay ? Infinity : Math.min(decayStart(a), decayStart(b))
+}
+
 /** The learning rate of optimizer step `step` (1-based). Steps after the last keep the last one's rate. */
 export const learningRateAt = (schedule: LearningRateSchedule, step: number): number => {
-  const { decayFraction, kind, minimum, peak, totalSteps, warmupSteps } = schedule
+  const { kind, minimum, peak, totalSteps, warmupSteps } = schedule
   if (step < warmupSteps) return (peak * step) / warmupSteps
   if (kind === "constant") return peak
-  const decaySteps = kind === "wsd" ? Math.ceil(decayFraction * totalSteps) : totalSteps - warmupSteps
-  const decayStart = kind === "wsd" ? Math.max(warmupSteps, totalSteps - decaySteps) : warmupSteps
-  if (step <= decayStart) return peak
-  const ratio = Math.min(1, (step - decayStart) / (totalSteps - decayStart))
+  const start = decayStart(schedule)
+  if (step <= start) return peak
+  const ratio = Math.min(1, (step - start) / (totalSteps - start))
   const share = kind === "cosine" ? 0.5 * (1 + Math.cos(Math.PI * ratio)) : 1 - ratio
   return minimum + share * (peak - minimum)
 }

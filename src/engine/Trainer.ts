@@ -2,7 +2,7 @@
  * The training loop that pretraining and fine-tuning share. Everything it does is a function of the step and of the global sample index, so a run
  * that was interrupted anywhere ends with the same bits as one that was not: weights, moments, metrics, and the set of checkpoints that stay.
  */
-import { Clock, Effect, type FileSystem, Path, type Scope } from "effect"
+import { Clock, Effect, FileSystem, Path, type Scope } from "effect"
 import { Preempted, type Progress, StageError } from "../pipeline/StageType.ts"
 import {
   folderName,
@@ -13,8 +13,10 @@ import {
   stepsBelow,
   type TrainingProgress
 } from "./Checkpoints.ts"
-import { openMetricsLog } from "./MetricsLog.ts"
+import { continueFrom } from "./Continuation.ts"
+import { openMetricsLog, readMetrics, validationsIn } from "./MetricsLog.ts"
 import type { AdamWStep, Batch, NativeModel } from "./Native.ts"
+import { isScheduled, keptBranch, type Measured, retainedSteps } from "./Retention.ts"
 import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
 import { nativeFailure } from "./TrainingModel.ts"
 
@@ -41,7 +43,7 @@ export interface TrainingPlan {
   readonly validateEvery: number
   /** In steps, beside after the last; 0: only that. */
   readonly saveEvery: number
-  /** Checkpoints of scheduled steps (multiples of saveEvery, and the last step) that stay; the best one stays besides. */
+  /** Checkpoints of scheduled steps (multiples of saveEvery, and the last step) that stay; Retention.ts says which stay besides. */
   readonly keep: number
   /** Seconds after which a checkpoint is saved for resuming alone. */
   readonly saveEverySeconds: number
@@ -57,6 +59,8 @@ export interface TrainingPlan {
 export interface TrainingSurroundings {
   /** Holds checkpoints/ and metrics.jsonl across attempts. */
   readonly work: string
+  /** Folder of an older run of the same lineage (its work folder, or its TrainingState), for the steps that both have in common. */
+  readonly earlier?: string | undefined
   readonly progress: (reading: Progress) => void
   readonly log: (line: string) => void
   readonly warn: (line: string) => void
@@ -100,8 +104,14 @@ export const train: (
     const root = path.join(work, "checkpoints")
     const metricsPath = path.join(work, "metrics.jsonl")
     const totalSteps = Math.ceil(plan.totalSamples / plan.samplesPerStep)
+    const retention = { ...plan, totalSteps }
     const now = Clock.currentTimeMillis
+    const fs = yield* FileSystem.FileSystem
 
+    if (surroundings.earlier !== undefined) {
+      const taken = yield* continueFrom(retention, surroundings.earlier, work)
+      if (taken !== undefined) log(`continues an earlier run, of which the first ${taken} steps are the same`)
+    }
     const restored = yield* restoreNewest(root, model, warn)
     let state: TrainingProgress = restored?.state ?? {
       version: 1,
@@ -118,6 +128,12 @@ export const train: (
     if (restored === undefined) yield* initialize
     else if (state.step < totalSteps) log(`goes on from the checkpoint of step ${state.step} of ${totalSteps}`)
     const metrics = yield* openMetricsLog(metricsPath, state.metrics_bytes, warn)
+    const validations: Array<Measured> = [
+      ...validationsIn(readMetrics(yield* Effect.orElseSucceed(fs.readFileString(metricsPath), () => "")))
+    ]
+    // Lines that a damaged log has lost.
+    for (const known of [state.best, state.validation])
+      if (known !== null && !validations.some(({ step }) => step === known.step)) validations.push(known)
     if (state.step < totalSteps) log(`FLOP per token: ${plan.flopsFormula} = ${plan.flopsPerToken.toExponential(4)}`)
 
     let savedText = restored === undefined ? undefined : progressText(state)
@@ -179,7 +195,8 @@ export const train: (
       if (scored === 0) return
       const loss = sum / scored
       if (!Number.isFinite(loss)) return yield* diverged(state.step, `the validation loss is ${loss}`)
-      const measured = { step: state.step, loss }
+      const measured: Measured = { step: state.step, loss }
+      validations.push(measured)
       yield* metrics.append({ step: state.step, tokens: state.tokens, validation_loss: loss })
       state = {
         ...state,
@@ -190,15 +207,9 @@ export const train: (
       log(`step ${state.step}/${totalSteps}: validation loss ${loss.toFixed(4)}`)
     })
 
-    const isScheduled = (step: number) => step === totalSteps || (plan.saveEvery > 0 && step % plan.saveEvery === 0)
-    const keptSteps = (): ReadonlyArray<number> => {
-      const scheduled: Array<number> = []
-      for (let step = state.step; step > 0 && scheduled.length < plan.keep; step--)
-        if (isScheduled(step)) scheduled.push(step)
-      const best = state.best?.step
-      if (best !== undefined && !scheduled.includes(best)) scheduled.push(best)
-      return scheduled.sort((a, b) => a - b)
-    }
+    const keptSteps = () => retainedSteps(retention, state.step, validations)
+    const isSaved = (step: number) =>
+      isScheduled(retention, step) || state.best?.step === step || keptBranch(retention) === step
 
     /** What is due once `state.step` steps are done. Doing it twice is doing it once, so a resumed run starts here. */
     const settle = Effect.fnUntraced(function* () {
@@ -208,7 +219,7 @@ export const train: (
       if (validationDue && state.validation?.step !== step) yield* validate()
       const waited = ((yield* now) - savedAt) / 1000
       const timeIsUp = waited >= Math.max(plan.saveEverySeconds, saveSeconds / SAVING_SHARE)
-      if (!isScheduled(step) && state.best?.step !== step && !timeIsUp) return
+      if (!isSaved(step) && !timeIsUp) return
       yield* save()
       // The two newest stay whatever the schedule, so that a damaged one has one to fall back to.
       const newest = (yield* Effect.orElseSucceed(stepsBelow(root), () => []))

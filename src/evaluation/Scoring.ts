@@ -1,6 +1,6 @@
 /** Scoring many rows: batches of similar length, right padding, and a log of finished batches so that a killed attempt goes on where it stood. */
 import { createHash } from "node:crypto"
-import { Effect, FileSystem, Schema } from "effect"
+import { Effect, FileSystem, Option, Schema } from "effect"
 import type { Batch } from "../engine/Native.ts"
 import type { Scores } from "../engine/Scorer.ts"
 import type { LogLikelihood, ScoredSequence } from "./LogLikelihood.ts"
@@ -56,9 +56,22 @@ export class NotFinite extends Schema.TaggedError<NotFinite>()("NotFinite", { ta
 /** Asked to stop between two batches; everything scored is in the log. */
 export class Stopped extends Schema.TaggedError<Stopped>()("Stopped", {}) {}
 
+/** Rows that a log of finished batches holds. */
+export const rowsInLog = (text: string): number =>
+  text
+    .split("\n")
+    .slice(1, -1)
+    .reduce(
+      (sum, line) =>
+        sum + Option.match(decodeLogLine(line), { onNone: () => 0, onSome: ({ results }) => results.length }),
+      0
+    )
+
 const LogLine = Schema.fromJsonString(
   Schema.Struct({ batch: Schema.Int, results: Schema.Array(Schema.Tuple([Schema.Finite, Schema.Boolean])) })
 )
+
+const decodeLogLine = Schema.decodeUnknownOption(LogLine)
 
 /** Names rows and model: a log made for others is not read. */
 const identity = (owner: string, sequences: ReadonlyArray<ScoredSequence>, batchTokens: number): string => {
@@ -77,6 +90,8 @@ export const scoreSequences = Effect.fn("scoreSequences")(function* <E, R>(optio
   readonly sequences: ReadonlyArray<ScoredSequence>
   readonly batchTokens: number
   readonly log: string
+  /** A log that another run left, read where there is no own one. */
+  readonly earlierLog?: string | undefined
   readonly score: (batch: Batch) => Effect.Effect<Scores, E, R>
   /** After each batch, and once for all that the log held: how many rows were added, and the tokens that went through the model. */
   readonly onScored: (rows: number, tokens: number, fromLog: boolean) => void
@@ -89,7 +104,11 @@ export const scoreSequences = Effect.fn("scoreSequences")(function* <E, R>(optio
   const batches = planBatches(sequences, options.batchTokens)
   const header = JSON.stringify({ identity: identity(options.owner, sequences, options.batchTokens) })
   const found = (yield* fs.exists(options.log)) ? yield* fs.readFileString(options.log) : ""
-  const lines = found.split("\n")
+  const earlier =
+    found.startsWith(`${header}\n`) || options.earlierLog === undefined
+      ? found
+      : yield* Effect.orElseSucceed(fs.readFileString(options.earlierLog), () => found)
+  const lines = earlier.split("\n")
   const results: Array<LogLikelihood | undefined> = sequences.map(() => undefined)
   let kept = header + "\n"
   let done = 0

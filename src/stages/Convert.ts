@@ -31,16 +31,17 @@ const flaw = (values: Float32Array, precision: Precision) => {
 
 export const convertStage = defineStage({
   name: "convert",
-  version: 1,
+  version: 2,
   describe: "Writes a checkpoint as a Hugging Face folder and as GGUF files, and verifies what it wrote.",
   params: {
     dtype: parameter(Precision, {
-      change: "identity",
+      // GGUF files are made from the fp32 weights: another dtype leaves them as they are.
+      change: "additive",
       default: "fp32",
       describe: "Precision of model.safetensors: fp32, fp16 or bf16, rounded to nearest."
     }),
     gguf: parameter(GgufTypes, {
-      change: "identity",
+      change: "additive",
       default: ["F16"],
       describe: "GGUF types to write as well: F32, F16, Q8_0, Q4_0; made from the fp32 weights, whatever dtype is."
     })
@@ -110,7 +111,8 @@ export const convertStage = defineStage({
       content: source,
       vocabulary,
       chat: null,
-      types: params.gguf
+      types: params.gguf,
+      earlier: { result: context.previous?.outputs["gguf"], work: context.previous?.work }
     })
     return { model, gguf }
   })

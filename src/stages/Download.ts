@@ -67,7 +67,7 @@ interface LeftOut {
 
 const params = {
   sources: parameter(Schema.NonEmptyArray(Source), {
-    change: "identity",
+    change: "additive",
     describe:
       "where the text comes from: a list of {path: file or glob | url | hub: owner/name with files}, each with exclude, max_bytes, format, sha256"
   }),
@@ -87,6 +87,7 @@ export const downloadStage = defineStage({
   outputs: { documents: { type: "Documents", describe: "the files, and where each came from" } },
   headline: ({ documents }) => `${countIn(documents, "files")} files, ${countIn(documents, "bytes")} bytes`,
 
+  observationChange: "additive",
   observe: (params, baseDirectory) =>
     Effect.forEach(params.sources, (source, index) =>
       source.path === undefined

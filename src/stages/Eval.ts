@@ -7,18 +7,22 @@ import { Clock, Effect, FileSystem, Option, Path, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { readList } from "../data/Documents.ts"
 import { openSplit } from "../data/PackedDataset.ts"
+import { parameterCount } from "../model/Architecture.ts"
+import { readShape } from "../model/HuggingFace.ts"
 import { openScorer } from "../engine/Scorer.ts"
 import { isDiskFull } from "../engine/StorageFailure.ts"
 import { loadTokenizer, type Tokenizer } from "../engine/Tokenizer.ts"
+import { noScores, readEarlierScores } from "../evaluation/EarlierScores.ts"
 import { Profile } from "../evaluation/LogLikelihood.ts"
 import { markdown, type ModelScores, type Report } from "../evaluation/Report.ts"
-import { scoreSequences } from "../evaluation/Scoring.ts"
+import { rowsInLog, scoreSequences } from "../evaluation/Scoring.ts"
 import type { Metrics, Task, TaskError } from "../evaluation/Task.ts"
 import { type Item, multipleChoice, questions, readItems } from "../evaluation/tasks/MultipleChoice.ts"
 import { perplexityTask, spread } from "../evaluation/tasks/Perplexity.ts"
 import { tokenBytes } from "../evaluation/TokenBytes.ts"
-import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+import { type Decoded, defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
 import { AtLeast } from "./TrainingParameters.ts"
+import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
 const params = {
   tasks: parameter(Schema.Union([Schema.Literal("all"), Schema.NonEmptyArray(Schema.String)]), {
@@ -27,13 +31,15 @@ const params = {
     default: "all"
   }),
   profile: parameter(Profile, {
-    change: "identity",
+    // Perplexity does not depend on it; questions are asked again.
+    change: "additive",
     describe:
       "current: BOS before each prompt, as lm-evaluation-harness does now; legacy: none, as in TinyLlama's table",
     default: "current"
   }),
   max_blocks: parameter(Schema.Union([Schema.Literal("all"), AtLeast(1)]), {
-    change: "identity",
+    // Answers to questions stay; perplexity is measured again.
+    change: "additive",
     describe: "blocks of the validation split for perplexity, spread evenly over it",
     default: "all"
   }),
@@ -43,6 +49,8 @@ const params = {
     default: 2048
   })
 }
+
+type Params = Decoded<typeof params>
 
 const perplexityName = "perplexity"
 
@@ -67,10 +75,16 @@ const internal = (error: Error) =>
 interface Subject {
   readonly name: string
   readonly input: ArtifactHandle
+  /** Whether results that were made with these parameters are what this run would measure. */
+  readonly sameUnder: (params: Params) => boolean
   readonly prepare: (contextLength: number, model: string) => Effect.Effect<Task, StageError | TaskError>
 }
 
-const perplexitySubject = Effect.fnUntraced(function* (data: ArtifactHandle, tokenizer: Tokenizer, maxBlocks: number) {
+const perplexitySubject = Effect.fnUntraced(function* (
+  data: ArtifactHandle,
+  tokenizer: Tokenizer,
+  max_blocks: Params["max_blocks"]
+) {
   const split = yield* openSplit(data, "validation")
   if (split.metadata.tokenizer_digest !== tokenizer.digest)
     return yield* invalid(
@@ -82,11 +96,12 @@ const perplexitySubject = Effect.fnUntraced(function* (data: ArtifactHandle, tok
       `${data.origin}: its validation split has no blocks to measure perplexity on`,
       `raise validation of stage ${stageOf(data)}, or do not connect data`
     )
-  const blocks = spread(split.blocks, maxBlocks).map((index) => split.tokens(index))
+  const blocks = spread(split.blocks, max_blocks === "all" ? Infinity : max_blocks).map((index) => split.tokens(index))
   const task = perplexityTask(perplexityName, blocks, tokenBytes(tokenizer.vocabulary))
   const subject: Subject = {
     name: task.name,
     input: data,
+    sameUnder: (earlier) => earlier.max_blocks === max_blocks,
     prepare: (contextLength, model) =>
       split.seqLen <= contextLength
         ? Effect.succeed(task)
@@ -120,6 +135,7 @@ const questionSubjects = Effect.fnUntraced(function* (
       const subject: Subject = {
         name,
         input: documents,
+        sameUnder: (earlier) => earlier.profile === profile,
         prepare: (contextLength) => multipleChoice(name, items, { encode, profile, contextLength })
       }
       return subject
@@ -137,6 +153,17 @@ const select = (subjects: ReadonlyArray<Subject>, tasks: "all" | ReadonlyArray<s
     : invalid(`no task "${unknown}" in the inputs`, `name some of: ${known.join(", ")}`)
 }
 
+const shapeOf = (model: ArtifactHandle) =>
+  Effect.mapError(
+    readShape(model.folder),
+    (error) =>
+      new StageError({
+        failure: "corrupt",
+        message: `${model.origin}: the model cannot be read: ${error.message}`,
+        next: `make it anew: tinyllama run FILE --force ${stageOf(model)}`
+      })
+  )
+
 const questionsAdvice = 'correct that line: a question is {"query": text, "choices": [texts], "gold": index}'
 
 export const evalStage = defineStage({
@@ -148,18 +175,31 @@ export const evalStage = defineStage({
     models: {
       type: "HfModel",
       many: true,
+      change: "additive",
       describe: "The models to measure; the first is what the others are compared with."
     },
     data: {
       type: "PackedDataset",
       optional: true,
+      change: "additive",
       describe: "Its validation split gives perplexity and bits per byte."
     },
-    questions: { type: "Documents", optional: true, describe: "jsonl files of {query, choices, gold}." }
+    questions: {
+      type: "Documents",
+      optional: true,
+      change: "additive",
+      describe: "jsonl files of {query, choices, gold}."
+    }
   },
   outputs: { report: { type: "EvalReport", describe: "report.json and report.md: every model on every task." } },
   cpus: "all",
   headline: ({ report }) => (Array.isArray(report["models"]) ? report["models"].map(modelHeadline).join("; ") : ""),
+  resumePoint: Effect.fn("eval.resumePoint")(function* (work) {
+    let rows = 0
+    for (const name of yield* namesIn(work))
+      if (/^scores-.*\.jsonl$/u.test(name)) rows += rowsInLog(yield* textOf(`${work}/${name}`))
+    return yield* extentOf(work, rows)
+  }),
   run: Effect.fn("eval")(function* (context) {
     const { inputs, log, params, threads } = context
     const fs = yield* FileSystem.FileSystem
@@ -172,9 +212,8 @@ export const evalStage = defineStage({
     const badQuestions = (error: TaskError) => invalid(error.message, questionsAdvice)
     const subjects = yield* Effect.gen(function* () {
       const { data, questions } = inputs
-      const maxBlocks = params.max_blocks === "all" ? Infinity : params.max_blocks
       return [
-        ...(data === undefined ? [] : [yield* perplexitySubject(data, tokenizer, maxBlocks)]),
+        ...(data === undefined ? [] : [yield* perplexitySubject(data, tokenizer, params.max_blocks)]),
         ...(questions === undefined ? [] : yield* questionSubjects(questions, tokenizer, params.profile))
       ]
     }).pipe(
@@ -184,33 +223,64 @@ export const evalStage = defineStage({
     if (subjects.length === 0)
       return yield* invalid("there is nothing to measure", "connect data, questions or both to this stage")
 
+    const { previous } = context
+    const earlierReport = previous?.outputs["report"]
+    const earlier = earlierReport === undefined ? noScores : yield* readEarlierScores(earlierReport)
+    const known = ({ input, name, sameUnder }: Subject, model: ArtifactHandle): Metrics | undefined =>
+      previous !== undefined && sameUnder(previous.params)
+        ? earlier({ model: model.digest, task: name, source: input.digest })
+        : undefined
+
     const started = yield* Clock.currentTimeMillis
     let done = 0
     let total = 0
     let tokens = 0
+    const requests = new Map<string, number>()
+    /** Of all that is not known already, by the number of rows that each task had for the models so far. */
+    const countRequests = Effect.fnUntraced(function* () {
+      const counted = inputs.models
+        .flatMap((model) => subjects.filter((subject) => known(subject, model) === undefined))
+        .reduce((sum, { name }) => sum + (requests.get(name) ?? 0), 0)
+      if (counted !== total) yield* noteTotal(context.work, counted, "requests")
+      total = counted
+    })
     const scores: Array<ModelScores> = []
-    for (const [index, handle] of inputs.models.entries()) {
+    for (const handle of inputs.models) {
+      const open = subjects.filter((subject) => known(subject, handle) === undefined)
       const model = yield* Effect.gen(function* () {
-        const scorer = yield* openScorer({ folder: handle.folder, origin: handle.origin, threads })
-        const { max_position_embeddings: contextLength, vocab_size: vocabularySize } = scorer.shape
+        const shape = yield* shapeOf(handle)
+        const { max_position_embeddings: contextLength, vocab_size: vocabularySize } = shape
         const digest = handle.facts["tokenizer_digest"]
         if (vocabularySize < tokenizer.vocabularySize || (digest !== undefined && digest !== tokenizer.digest))
           return yield* invalid(
             `${handle.origin} was not made with the tokenizer ${tokenizer.name}`,
             "leave it out of models"
           )
-        const prepared = yield* Effect.forEach(subjects, (subject) =>
-          subject.prepare(contextLength, handle.origin)
-        ).pipe(Effect.catchTag("TaskError", (error) => badQuestions(error)))
-        total ||= inputs.models.length * prepared.reduce((sum, task) => sum + task.sequences.length, 0)
         const tasks: Record<string, Metrics> = {}
-        for (const task of prepared) {
+        const scorer =
+          open.length === 0 ? undefined : yield* openScorer({ folder: handle.folder, origin: handle.origin, threads })
+        const prepared = new Map<string, Task>()
+        for (const subject of open) {
+          const task = yield* Effect.catchTag(subject.prepare(contextLength, handle.origin), "TaskError", badQuestions)
+          prepared.set(subject.name, task)
+          requests.set(subject.name, task.sequences.length)
+        }
+        yield* countRequests()
+        for (const subject of subjects) {
+          const task = prepared.get(subject.name)
+          if (scorer === undefined || task === undefined) {
+            tasks[subject.name] = known(subject, handle) ?? {}
+            log(`${handle.origin}, ${subject.name}: taken from an earlier result`)
+            continue
+          }
+          const logName = `scores-${handle.digest.slice(0, 16)}-${task.name.replaceAll(/[^\w.-]/gu, "_")}.jsonl`
           const results = yield* scoreSequences({
             task: task.name,
             owner: handle.digest,
             sequences: task.sequences,
             batchTokens: params.batch_tokens,
-            log: path.join(context.work, `scores-${index}-${task.name.replaceAll(/[^\w.-]/gu, "_")}.jsonl`),
+            log: path.join(context.work, logName),
+            earlierLog: previous?.work === undefined ? undefined : path.join(previous.work, logName),
             score: scorer.score,
             stopRequested: context.stopRequested,
             onScored: (rows, added, fromLog) => {
@@ -232,7 +302,7 @@ export const evalStage = defineStage({
         const model: ModelScores = {
           model: handle.origin,
           digest: handle.digest,
-          parameters: scorer.parameters,
+          parameters: parameterCount(shape),
           context_length: contextLength,
           tasks
         }

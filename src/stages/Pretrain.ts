@@ -6,16 +6,17 @@ import { Effect, FileSystem, Path, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
 import { openSplit, type PackedDataset } from "../data/PackedDataset.ts"
 import { sampleAt } from "../data/SampleOrder.ts"
-import { ScheduleKind } from "../engine/Schedule.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
+import { budgetChange, keepChange } from "./TrainingChange.ts"
 import {
   AtLeast,
   Fraction,
+  LearningRate,
   NotNegative,
   Positive,
   clip,
@@ -23,19 +24,6 @@ import {
   save_every_seconds,
   withDefault
 } from "./TrainingParameters.ts"
-
-/** The learning rate; the defaults are TinyLlama's. */
-const LearningRate = Schema.Struct({
-  peak: withDefault(Positive, 4e-4),
-  min: withDefault(NotNegative, 4e-5),
-  warmup_steps: withDefault(AtLeast(0), 2000),
-  schedule: withDefault(ScheduleKind, "cosine"),
-  decay_fraction: withDefault(Fraction, 0.2)
-}).check(
-  Schema.makeFilter(({ min, peak }) =>
-    min > peak ? { path: ["min"], issue: `${min} is above peak, ${peak}` } : undefined
-  )
-)
 
 /** AdamW; the defaults are TinyLlama's. `decay: all` takes norm gains and embeddings along, as TinyLlama does. */
 const Optimizer = Schema.Struct({
@@ -110,7 +98,7 @@ const publish = Effect.fnUntraced(
 
 export const pretrainStage = defineStage({
   name: "pretrain",
-  version: 1,
+  version: 2,
   describe: "Trains a Llama-architecture model from random weights on a packed dataset; resumes bit for bit.",
   cpus: "all",
   params: {
@@ -119,13 +107,14 @@ export const pretrainStage = defineStage({
       describe: "A preset's name, or a shape in Hugging Face's names (hidden_size, intermediate_size, …)."
     }),
     max_tokens: parameter(AtLeast(1), {
-      change: "identity",
+      change: budgetChange,
       describe: "Token budget; training takes the whole steps that fit into it."
     }),
     micro_batch: parameter(AtLeast(1), {
+      // Not operational: gradients are summed in another order, and floating-point sums depend on it.
       change: "identity",
       default: 8,
-      describe: "Sequences per forward and backward pass: what fits into memory."
+      describe: "Sequences per forward and backward pass: what fits into memory. Changes rounding, hence the result."
     }),
     batch_tokens: parameter(AtLeast(1), {
       change: "identity",
@@ -133,7 +122,7 @@ export const pretrainStage = defineStage({
       describe: "Tokens per optimizer step, accumulated over micro-batches; rounded down to whole sequences."
     }),
     lr: parameter(LearningRate, {
-      change: "identity",
+      change: budgetChange,
       default: {},
       describe:
         "Learning rate: peak, min, warmup_steps, schedule (cosine, linear, constant, wsd), decay_fraction (wsd)."
@@ -165,9 +154,10 @@ export const pretrainStage = defineStage({
       describe: "Steps between checkpoints that stay, besides after the last step; 0: only that."
     }),
     keep: parameter(AtLeast(1), {
-      change: "identity",
+      change: keepChange,
       default: 2,
-      describe: "How many of those stay, counted from the last; the one of the best validation loss stays besides."
+      describe:
+        "How many of those stay, counted from the last; the one of the best validation loss stays besides, and under wsd that of the decay's start, for runs with more tokens."
     }),
     save_every_seconds,
     log_every
@@ -269,7 +259,7 @@ export const pretrainStage = defineStage({
       },
       trainingData,
       Effect.sync(() => model.initialize(seed)),
-      context
+      { ...context, earlier: context.previous?.outputs["state"]?.folder ?? context.previous?.work }
     )
     yield* publish(context.output("state"), shape, outcome)
     const { state } = outcome

@@ -9,7 +9,7 @@ const decodeChat = Schema.decodeUnknownEffect(Schema.NullOr(ChatFormat))
 
 export const quantizeStage = defineStage({
   name: "quantize",
-  version: 1,
+  version: 2,
   describe: "Writes a model as GGUF files of fewer bits per weight.",
   params: {
     types: parameter(GgufTypes.check(Schema.isMinLength(1, { message: "name at least one type" })), {
@@ -40,7 +40,8 @@ export const quantizeStage = defineStage({
       content: source,
       vocabulary,
       chat,
-      types: context.params.types
+      types: context.params.types,
+      earlier: { result: context.previous?.outputs["gguf"], work: context.previous?.work }
     })
     return { gguf }
   })

@@ -23,6 +23,7 @@ import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
+import { epochsChange } from "./TrainingChange.ts"
 import { AtLeast, Fraction, NotNegative, Positive, clip, log_every, save_every_seconds } from "./TrainingParameters.ts"
 
 const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? origin
@@ -98,9 +99,11 @@ export const sftStage = defineStage({
   cpus: "all",
   params: {
     epochs: parameter(Positive, {
-      change: "identity",
+      // Of a finished run no optimizer state is left to go on with; an unfinished one goes on.
+      change: epochsChange,
       default: 5,
-      describe: "How often each conversation is trained on."
+      describe:
+        "How often each conversation is trained on. An unfinished run under a constant schedule goes on with more."
     }),
     lr: parameter(Positive, { change: "identity", default: 1e-5, describe: "Peak learning rate." }),
     min_lr: parameter(NotNegative, {
@@ -120,9 +123,11 @@ export const sftStage = defineStage({
       describe: "Conversations per optimizer step."
     }),
     micro_batch: parameter(AtLeast(1), {
+      // Not operational: gradients are summed in another order, and floating-point sums depend on it.
       change: "identity",
       default: 4,
-      describe: "Conversations per forward and backward pass: what fits into memory."
+      describe:
+        "Conversations per forward and backward pass: what fits into memory. Changes rounding, hence the result."
     }),
     seq_len: parameter(AtLeast(2), {
       change: "identity",
@@ -249,7 +254,7 @@ export const sftStage = defineStage({
         validation: Effect.sync(() => inMicroBatches(validation, params.micro_batch, tokenizer.eos))
       },
       Effect.mapError(loadWeights(model, base), unreadable),
-      context
+      { ...context, earlier: context.previous?.work }
     )
     const facts = yield* writeHfModel(context.output("model"), {
       shape,

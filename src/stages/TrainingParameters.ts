@@ -1,5 +1,6 @@
 /** Parameter types of the stages that train, and the parameters that mean the same in all of them. */
 import { Effect, Schema } from "effect"
+import { ScheduleKind } from "../engine/Schedule.ts"
 import { parameter } from "../pipeline/StageType.ts"
 
 export const AtLeast = (minimum: number) =>
@@ -16,6 +17,19 @@ export const Fraction = Schema.Finite.check(
 /** A field that the file may leave out. */
 export const withDefault = <S extends Schema.Codec<unknown, unknown>>(schema: S, value: S["Encoded"]) =>
   schema.pipe(Schema.withDecodingDefaultKey(Effect.succeed(value)))
+
+/** The learning rate of pretraining; the defaults are TinyLlama's. */
+export const LearningRate = Schema.Struct({
+  peak: withDefault(Positive, 4e-4),
+  min: withDefault(NotNegative, 4e-5),
+  warmup_steps: withDefault(AtLeast(0), 2000),
+  schedule: withDefault(ScheduleKind, "cosine"),
+  decay_fraction: withDefault(Fraction, 0.2)
+}).check(
+  Schema.makeFilter(({ min, peak }) =>
+    min > peak ? { path: ["min"], issue: `${min} is above peak, ${peak}` } : undefined
+  )
+)
 
 export const clip = parameter(NotNegative, {
   change: "identity",

@@ -1,0 +1,73 @@
+/**
+ * Which checkpoints of a training run stay: a function of the plan, the step, and the validations so far, so that interrupted and undisturbed runs
+ * keep the same ones.
+ */
+import { branchStep, type LearningRateSchedule } from "./Schedule.ts"
+
+/** A validation loss and the step after which it was measured. */
+export interface Measured {
+  readonly step: number
+  readonly loss: number
+}
+
+export interface RetentionPlan {
+  readonly totalSteps: number
+  readonly schedule: LearningRateSchedule
+  /** In steps; 0: only the last step's. */
+  readonly saveEvery: number
+  /** In steps; 0: only before the first and after the last. */
+  readonly validateEvery: number
+  /** Checkpoints of scheduled steps that stay, counted from the newest. */
+  readonly keep: number
+}
+
+/** Saved whatever happens: multiples of saveEvery, and the last step. */
+export const isScheduled = ({ saveEvery, totalSteps }: RetentionPlan, step: number): boolean =>
+  step === totalSteps || (saveEvery > 0 && step % saveEvery === 0)
+
+/** Whether a run validates after `step` whatever its length. */
+export const isRegularValidation = (validateEvery: number, step: number): boolean =>
+  step === 0 || (validateEvery > 0 && step % validateEvery === 0)
+
+/** Under these a longer run begins as this one did. */
+const canBeContinued = ({ kind }: LearningRateSchedule): boolean => kind === "constant" || kind === "wsd"
+
+/** The checkpoint that a longer run goes on from; undefined where it has none besides the last step's. */
+export const keptBranch = ({ schedule }: RetentionPlan): number | undefined =>
+  schedule.kind === "wsd" && branchStep(schedule) >= 1 ? branchStep(schedule) : undefined
+
+/** The first of the lowest losses after step 0. */
+const best = (validations: ReadonlyArray<Measured>): Measured | undefined =>
+  validations.reduce<Measured | undefined>(
+    (lowest, measured) =>
+      measured.step > 0 && (lowest === undefined || measured.loss < lowest.loss) ? measured : lowest,
+    undefined
+  )
+
+/**
+ * Steps whose checkpoints stay once `step` steps are done, in rising order: the newest `keep` scheduled ones, and the one of the best validation
+ * loss. A run that can be continued keeps besides what its continuation needs: the checkpoint of the decay's start (wsd), and the best one of those
+ * validations that the longer run makes too.
+ */
+export const retainedSteps = (
+  plan: RetentionPlan,
+  step: number,
+  validations: ReadonlyArray<Measured>
+): ReadonlyArray<number> => {
+  const steps = new Set<number>()
+  for (let at = step; at > 0 && steps.size < plan.keep; at--) if (isScheduled(plan, at)) steps.add(at)
+  const own = best(validations)
+  if (own !== undefined) steps.add(own.step)
+  if (canBeContinued(plan.schedule)) {
+    const branch = branchStep(plan.schedule)
+    const shared = best(
+      validations.filter(
+        (measured) => measured.step <= branch && isRegularValidation(plan.validateEvery, measured.step)
+      )
+    )
+    if (shared !== undefined) steps.add(shared.step)
+    const kept = keptBranch(plan)
+    if (kept !== undefined && kept <= step) steps.add(kept)
+  }
+  return Array.from(steps).sort((a, b) => a - b)
+}
