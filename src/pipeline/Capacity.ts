@@ -1,6 +1,6 @@
 /** Shares the machine among stages that run at the same time: cores, memory, GPUs, each a semaphore. */
 import { Effect, Semaphore } from "effect"
-import type { Resources } from "./ResolvedPipeline.ts"
+import type { ResolvedStage, Resources } from "./ResolvedPipeline.ts"
 import { StageError } from "./StageType.ts"
 
 export interface Machine {
@@ -49,6 +49,22 @@ export const makeCapacity = Effect.fn("makeCapacity")(function* (machine: Machin
   }
   return capacity
 })
+
+/** Runs what an instance of a matrix does when its turn comes: never more than `max_parallel` of its group at a time. */
+export interface GroupLimits {
+  readonly within: <A, E, R>(stage: ResolvedStage, use: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+}
+
+export const makeGroupLimits = (stages: ReadonlyArray<ResolvedStage>): GroupLimits => {
+  const limits = new Map<string, Semaphore.Semaphore>()
+  for (const { matrix, maxParallel } of stages) {
+    if (matrix === undefined || maxParallel === undefined || limits.has(matrix.group)) continue
+    limits.set(matrix.group, Semaphore.makeUnsafe(maxParallel))
+  }
+  return {
+    within: (stage, use) => limits.get(stage.matrix?.group ?? "")?.withPermits(1)(use) ?? use
+  }
+}
 
 const impossible = (message: string, field: string) =>
   Effect.fail(

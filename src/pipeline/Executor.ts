@@ -1,6 +1,7 @@
 /** Executes one attempt of one stage somewhere. LocalExecutor starts a worker process on this machine. */
 import { Context, type Duration, type Effect, Schema } from "effect"
 import { ArtifactHandle, Facts } from "../artifacts/Artifact.ts"
+import type { AttemptSecrets } from "./Secrets.ts"
 import type { Preempted, StageError } from "./StageType.ts"
 
 /** All a worker must know. Written to the attempt's job.json; starting the worker on that file repeats the attempt by hand. */
@@ -45,6 +46,8 @@ export interface Attempt {
   /** The attempt's folder: job.json, stdout.log, stderr.log and exit.json lie there. */
   readonly folder: string
   readonly job: Job
+  /** What the worker may know of the environment, and what must not stand in anything it says. */
+  readonly secrets: AttemptSecrets
   readonly timeout: Duration.Duration | undefined
   readonly grace: Duration.Duration
   /** Completes when the attempt shall save and stop. */

@@ -4,7 +4,7 @@
  * own spawn is used because Effect's hands no files to a child and does not tell which signal ended it.
  */
 import { type ChildProcess, spawn } from "node:child_process"
-import { closeSync, openSync } from "node:fs"
+import { appendFileSync, closeSync, openSync } from "node:fs"
 import { extname } from "node:path"
 import { createInterface } from "node:readline"
 import type { Readable } from "node:stream"
@@ -20,12 +20,14 @@ import {
   Option,
   Path,
   Queue,
+  Redacted,
   Result,
   Schema,
   Stream
 } from "effect"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import { type Attempt, Executor, WorkerEvent } from "./Executor.ts"
+import { type Scrub, scrubDeep } from "./Secrets.ts"
 import { FailureClass, Preempted, StageError } from "./StageType.ts"
 
 /** src/worker.ts in a checkout, dist/worker.js in a package. */
@@ -161,7 +163,10 @@ const startWorker = Effect.fnUntraced(function* (worker: string, jobFile: string
   const child = yield* Effect.acquireRelease(
     Effect.try({
       try: () =>
-        spawnWorker(worker, jobFile, path.join(attempt.folder, "stdout.log"), path.join(attempt.folder, "stderr.log")),
+        spawnWorker(worker, jobFile, attempt, {
+          stdout: path.join(attempt.folder, "stdout.log"),
+          stderr: path.join(attempt.folder, "stderr.log")
+        }),
       catch: (error) =>
         new StageError({
           failure: "internal",
@@ -172,7 +177,7 @@ const startWorker = Effect.fnUntraced(function* (worker: string, jobFile: string
     // Reached with a live worker only when the attempt's fiber is interrupted.
     (child) => stopChild(child, exit, attempt.grace)
   )
-  listen(child, events, exit)
+  listen(child, events, exit, attempt.secrets)
   const running: RunningWorker = {
     pid: child.pid ?? 0,
     events,
@@ -182,31 +187,81 @@ const startWorker = Effect.fnUntraced(function* (worker: string, jobFile: string
   return running
 })
 
-/** stdin: held open as long as we live; stdout, stderr: files; fd 3: events. */
-const spawnWorker = (worker: string, jobFile: string, stdout: string, stderr: string): ChildProcess => {
-  const out = openSync(stdout, "a")
-  const err = openSync(stderr, "a")
+/** stdin: held open as long as we live; stdout, stderr: files; fd 3: events. With secrets, what it prints passes through us first. */
+const spawnWorker = (
+  worker: string,
+  jobFile: string,
+  { secrets }: Attempt,
+  logs: { readonly stdout: string; readonly stderr: string }
+): ChildProcess => {
+  const out = openSync(logs.stdout, "a")
+  const err = openSync(logs.stderr, "a")
+  const piped = secrets.granted.size > 0
   try {
-    return spawn(process.execPath, [worker, jobFile, "--events=3"], {
+    const child = spawn(process.execPath, [worker, jobFile, "--events=3"], {
       detached: true,
-      stdio: ["pipe", out, err, "pipe"]
+      env: workerEnvironment(secrets),
+      stdio: piped ? ["pipe", "pipe", "pipe", "pipe"] : ["pipe", out, err, "pipe"]
     })
+    if (piped) {
+      if (child.stdout !== null) writeScrubbed(child.stdout, logs.stdout, secrets.scrub)
+      if (child.stderr !== null) writeScrubbed(child.stderr, logs.stderr, secrets.scrub)
+    }
+    return child
   } finally {
     closeSync(out)
     closeSync(err)
   }
 }
 
+/** Ours, less what only other stages may know. */
+const workerEnvironment = ({ granted, withheld }: Attempt["secrets"]): NodeJS.ProcessEnv => {
+  const environment = { ...process.env }
+  for (const name of withheld) delete environment[name]
+  for (const [name, value] of granted) environment[name] = Redacted.value(value)
+  return environment
+}
+
+/** A value may be torn between two reads: the last line is held back until it ends, or is longer than any secret. */
+const longestHeld = 1 << 16
+
+/** Copies what the worker prints to its log, secrets replaced. Written at once, as a worker's own writes would be. */
+const writeScrubbed = (output: Readable, file: string, scrub: Scrub): void => {
+  let held = ""
+  const write = (text: string): void => {
+    try {
+      appendFileSync(file, text)
+    } catch {
+      // A full disk costs the log, as it would if the worker wrote it; the stage itself says so where it matters.
+    }
+  }
+  output.setEncoding("utf8")
+  output.on("data", (text: string) => {
+    const clean = scrub(held + text)
+    const lineEnd = clean.lastIndexOf("\n") + 1
+    const cut = lineEnd > 0 ? lineEnd : clean.length > 2 * longestHeld ? clean.length - longestHeld : 0
+    if (cut > 0) write(clean.slice(0, cut))
+    held = clean.slice(cut)
+  })
+  output.on("end", () => {
+    if (held !== "") write(scrub(held))
+  })
+}
+
 const listen = (
   child: ChildProcess,
   events: Queue.Queue<WorkerEvent, Cause.Done>,
-  exit: Deferred.Deferred<Exit>
+  exit: Deferred.Deferred<Exit>,
+  { granted, scrub }: Attempt["secrets"]
 ): void => {
+  const clean = (event: WorkerEvent): WorkerEvent => (granted.size > 0 ? scrubDeep(event, scrub) : event)
   const lines = createInterface({ input: child.stdio[3] as Readable })
   lines.on("line", (line) => {
     const event = decodeEvent(line)
-    if (Result.isSuccess(event)) Queue.offerUnsafe(events, event.success)
-    else Queue.offerUnsafe(events, { _tag: "Log", line: `the worker said what is no event: ${line.slice(0, 200)}` })
+    const said: WorkerEvent = Result.isSuccess(event)
+      ? event.success
+      : { _tag: "Log", line: `the worker said what is no event: ${scrub(line).slice(0, 200)}` }
+    Queue.offerUnsafe(events, clean(said))
   })
   const finish = (code: number | null, signal: NodeJS.Signals | null) => {
     Queue.endUnsafe(events)

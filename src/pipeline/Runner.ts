@@ -3,7 +3,7 @@ import { availableParallelism, hostname, totalmem } from "node:os"
 import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { digestOf } from "../artifacts/CanonicalJson.ts"
-import { makeCapacity } from "./Capacity.ts"
+import { makeCapacity, makeGroupLimits } from "./Capacity.ts"
 import { KeyLedger } from "./KeyLedger.ts"
 import { describeReason, type Plan, plan, type StagePlan } from "./Plan.ts"
 import { checkPromise, type PlanDocument, planDocument } from "./PlanDocument.ts"
@@ -12,6 +12,7 @@ import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import type { RunEvent, RunStatus, StageOutcome } from "./RunEvent.ts"
 import { acquireLock, type Claim } from "./RunLock.ts"
 import { type RunInfo, Runs, storageError, type StorageError } from "./Runs.ts"
+import { readSecrets, type Secrets } from "./Secrets.ts"
 import { resolveSelection, type Roles, type Selection, UsageError } from "./Selection.ts"
 import { type Outputs, type RunContext, runStage, type StageResult } from "./StageRun.ts"
 import { type FailureClass, StageError } from "./StageType.ts"
@@ -60,10 +61,12 @@ export const exitCodeOf = (summary: RunSummary): number =>
 /** A failed stage is no failure of this effect: read `status`. */
 export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, options: RunOptions = {}) {
   const roles = yield* Effect.fromResult(resolveSelection(pipeline, options))
+  const running = pipeline.stages.filter((stage) => roles.of(stage.name) === "run")
+  const secrets = yield* readSecrets(pipeline, running)
   const planned = yield* plan(pipeline, options, { estimates: false })
   if (options.promise !== undefined) yield* keepsPromise(pipeline, options, options.promise, planned.stages)
   if (options.reuseStale !== true) yield* refuseStaleReuse(planned.stages)
-  return yield* execute(pipeline, options, roles, planned, yield* openRun(pipeline, options))
+  return yield* execute(pipeline, options, { roles, planned, secrets }, yield* openRun(pipeline, options))
 }, Effect.scoped)
 
 const keepsPromise = (
@@ -179,8 +182,7 @@ const unfinished = Effect.fnUntraced(function* (pipeline: ResolvedPipeline) {
 const execute = Effect.fnUntraced(function* (
   pipeline: ResolvedPipeline,
   options: RunOptions,
-  roles: Roles,
-  planned: Plan,
+  { planned, roles, secrets }: { readonly roles: Roles; readonly planned: Plan; readonly secrets: Secrets },
   { continued, info, takenOver }: OpenRun
 ) {
   const runs = yield* Runs
@@ -191,7 +193,8 @@ const execute = Effect.fnUntraced(function* (
     Effect.catchTag("PlatformError", (error) => Effect.fail(storageError(journalPath)(error)))
   )
   const warnings: Array<string> = []
-  const emit = (event: RunEvent) => {
+  const emit = (said: RunEvent) => {
+    const event = secrets.scrubEvent(said)
     if (event._tag === "Warning")
       warnings.push(event.stage === undefined ? event.line : `${event.stage}: ${event.line}`)
     return journal.emit(event)
@@ -221,6 +224,8 @@ const execute = Effect.fnUntraced(function* (
     emit,
     history: yield* (yield* KeyLedger).history(pipeline.name),
     capacity: yield* makeCapacity({ cpus: options.cpus ?? availableParallelism(), memory: totalmem(), gpus: 0 }),
+    groups: makeGroupLimits(stages),
+    secrets,
     stop: Deferred.await(stopRequested),
     stopping: Deferred.isDone(stopRequested),
     failed: yield* Deferred.make<string>(),

@@ -55,7 +55,8 @@ export interface AttemptSecrets {
 }
 
 export interface Secrets {
-  readonly scrub: Scrub
+  /** The event as it may be written. */
+  readonly scrubEvent: <A>(event: A) => A
   readonly of: (stage: ResolvedStage) => AttemptSecrets
 }
 
@@ -80,7 +81,7 @@ export const readSecrets = Effect.fn("readSecrets")(function* (
   const named = new Set([...pipeline.secrets, ...pipeline.stages.flatMap((stage) => stage.secrets)])
   const scrub = scrubber(values)
   const secrets: Secrets = {
-    scrub,
+    scrubEvent: (event) => (values.size === 0 ? event : scrubDeep(event, scrub)),
     of: (stage) => ({
       granted: new Map(Array.from(values).filter(([name]) => stage.secrets.includes(name))),
       withheld: Array.from(named).filter((name) => !stage.secrets.includes(name)),

@@ -3,9 +3,11 @@ import { Clock, Deferred, Duration, Effect, FileSystem, Path, Result, type Schem
 import type { ArtifactHandle, Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
-import type { Capacity } from "./Capacity.ts"
+import type { Capacity, GroupLimits } from "./Capacity.ts"
+import { checkFailure, failedChecks } from "./Checks.ts"
 import { decide, describeReason, type PreviousResult, type Reason, type Run, type Use } from "./Decision.ts"
 import { Executor, type Job, type WorkerEvent } from "./Executor.ts"
+import { heldResult, holdResult } from "./HeldResult.ts"
 import { timestamp } from "./Journal.ts"
 import { decodeParams } from "./Parameters.ts"
 import { type StagePlan, willRun } from "./Plan.ts"
@@ -16,7 +18,9 @@ import { acquireLock, awaitLock, type Lock } from "./RunLock.ts"
 import { forecastOf } from "./Estimate.ts"
 import { type KeyHistory, KeyLedger } from "./KeyLedger.ts"
 import { type RunInfo, stageFolder } from "./Runs.ts"
+import type { Secrets } from "./Secrets.ts"
 import type { KeyParts } from "./StageKey.ts"
+import { stopFailure } from "./StopRules.ts"
 import { Preempted, StageError } from "./StageType.ts"
 
 /** What all stages of one run share. */
@@ -24,6 +28,8 @@ export interface RunContext {
   readonly pipeline: ResolvedPipeline
   readonly run: RunInfo
   readonly capacity: Capacity
+  readonly groups: GroupLimits
+  readonly secrets: Secrets
   readonly emit: (event: RunEvent) => Effect.Effect<void>
   /** The keys that stages had before this run. */
   readonly history: KeyHistory
@@ -130,6 +136,13 @@ const cached = Effect.fnUntraced(function* (
   from: string,
   artifacts: Readonly<Record<string, StoredArtifact>>
 ) {
+  const facts = Object.fromEntries(Object.entries(artifacts).map(([port, { manifest }]) => [port, manifest.facts]))
+  const refused = failedChecks(stage, facts)
+  if (refused.length > 0) {
+    const error = checkFailure(refused, true)
+    yield* announceFailure(context, stage, 0, error, undefined)
+    return { _tag: "Failed", error, attempts: 0 } satisfies StageResult
+  }
   const outputs = yield* linkOutputs(context, stage, artifacts)
   const digests = Object.fromEntries(Object.entries(outputs).map(([port, handle]) => [port, handle.digest]))
   yield* context.emit({ _tag: "StageCached", at: yield* timestamp, stage: stage.name, key, from, outputs: digests })
@@ -177,8 +190,9 @@ const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment:
   if (found._tag === "Complete" && !reasons.some((reason) => reason._tag === "Forced")) {
     return yield* cached(context, stage, key, found.record.run, found.artifacts)
   }
-  return yield* context.capacity.withResources(stage.resources, ({ cpus }) =>
-    attempts(context, assignment, decision, lock, cpus)
+  return yield* context.groups.within(
+    stage,
+    context.capacity.withResources(stage.resources, ({ cpus }) => attempts(context, assignment, decision, lock, cpus))
   )
 }, Effect.scoped)
 
@@ -283,7 +297,15 @@ const attemptOnce = Effect.fnUntraced(function* (
       cpus,
       resumes
     })
-    const facts = yield* executor.execute({
+    const held = assignment.forced ? undefined : yield* heldResult(work, Object.keys(outputs))
+    if (held !== undefined) {
+      yield* checked(stage, held.facts)
+      const line = "publishes the finished result that a check refused before: the work is not done again"
+      yield* context.emit({ _tag: "Log", at: yield* timestamp, stage: stage.name, attempt: number, line })
+      return yield* publish(context, stage, decision, { number, ...held.effort }, held.folders, held.facts)
+    }
+    const diverged = yield* Deferred.make<StageError>()
+    const execution = executor.execute({
       folder,
       job: {
         stage: stage.name,
@@ -296,20 +318,43 @@ const attemptOnce = Effect.fnUntraced(function* (
         baseDirectory: context.pipeline.baseDirectory,
         threads: cpus
       },
+      secrets: context.secrets.of(stage),
       timeout: stage.timeout,
       grace: stage.grace,
-      stop: context.stop,
+      stop: Effect.raceFirst(context.stop, Effect.asVoid(Deferred.await(diverged))),
       onStart: lock.setWorker,
-      onEvent: (event) => relay(context, stage, number, event)
+      onEvent: (event) => Effect.andThen(relay(context, stage, number, event), watch(stage, event, diverged))
     })
-    const seconds = yield* since(started)
-    return yield* publish(context, stage, decision, { number, seconds, cpus, ...effort }, outputs, facts)
+    const ended = yield* Effect.result(execution)
+    if (yield* Deferred.isDone(diverged)) return yield* Effect.fail(yield* Deferred.await(diverged))
+    const facts = yield* Effect.fromResult(ended)
+    const spent = { seconds: yield* since(started), cpus, ...effort }
+    yield* checked(stage, facts).pipe(
+      Effect.tapError(() => holdResult(work, path.join(folder, "output"), { facts, effort: spent }))
+    )
+    return yield* publish(context, stage, decision, { number, ...spent }, outputs, facts)
   }).pipe(
     // What an unfinished attempt wrote to its outputs is of no use; what can be resumed lies in the work folder.
     Effect.onError(() => removeOutputs(path.join(folder, "output"))),
     Effect.mapError((error): AttemptError => ({ error, number }))
   )
 })
+
+/** Fails where the result does not meet the stage's checks. */
+const checked = (stage: ResolvedStage, facts: Readonly<Record<string, Facts>>): Effect.Effect<void, StageError> => {
+  const refused = failedChecks(stage, facts)
+  return refused.length === 0 ? Effect.void : Effect.fail(checkFailure(refused, false))
+}
+
+/** Holds each reading against the stage's `stop_if`; the first rule that holds stops the attempt. */
+const watch = (
+  stage: ResolvedStage,
+  event: WorkerEvent,
+  diverged: Deferred.Deferred<StageError>
+): Effect.Effect<void> => {
+  const failure = event._tag === "Progress" ? stopFailure(stage.stopIf, event) : undefined
+  return failure === undefined ? Effect.void : Effect.asVoid(Deferred.succeed(diverged, failure))
+}
 
 /** What this attempt has to do, for the times of later plans: the whole work less what is done already. */
 const effortOf = Effect.fnUntraced(function* (assignment: Ready, decision: Run, resumes: boolean) {
