@@ -3,15 +3,19 @@
  */
 import { Schema } from "effect"
 
-export const ArtifactType = Schema.Literals([
-  "Documents",
-  "TokenShards",
-  "PackedDataset",
-  "TrainingState",
-  "Checkpoint",
-  "HfModel",
-  "EvalReport",
-  "GgufModel"
+/** The types that the program knows, and "x-…" for what only plugin stages make and take. */
+export const ArtifactType = Schema.Union([
+  Schema.Literals([
+    "Documents",
+    "TokenShards",
+    "PackedDataset",
+    "TrainingState",
+    "Checkpoint",
+    "HfModel",
+    "EvalReport",
+    "GgufModel"
+  ]),
+  Schema.TemplateLiteral(["x-", Schema.String])
 ])
 export type ArtifactType = typeof ArtifactType.Type
 

@@ -229,7 +229,7 @@ export const newestComplete = Effect.fnUntraced(function* (past: ReadonlyArray<H
 })
 
 /** What of a key is known before the inputs are. */
-export const ownParts = (stage: ResolvedStage): Pick<KeyParts, "stageType" | "stageVersion" | "params"> => {
+export const ownParts = (stage: ResolvedStage): Pick<KeyParts, "stageType" | "stageVersion" | "params" | "code"> => {
   const { inputs: _, observed: __, ...own } = keyParts(stage.type, stage.params, {}, null)
   return own
 }

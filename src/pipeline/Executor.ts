@@ -7,7 +7,10 @@ import type { Preempted, StageError } from "./StageType.ts"
 /** All a worker must know. Written to the attempt's job.json; starting the worker on that file repeats the attempt by hand. */
 export const Job = Schema.Struct({
   stage: Schema.String,
+  /** A registered type's name, or a plugin as the file names it, relative to `baseDirectory`. */
   type: Schema.String,
+  /** Digest of the plugin's code when the key was made: other code must not run under that key. */
+  code: Schema.optionalKey(Schema.String),
   params: Schema.Record(Schema.String, Schema.Json),
   inputs: Schema.Record(Schema.String, Schema.Array(ArtifactHandle)),
   /** Output port → empty folder to fill. */
@@ -48,6 +51,8 @@ export interface Attempt {
   readonly job: Job
   /** What the worker may know of the environment, and what must not stand in anything it says. */
   readonly secrets: AttemptSecrets
+  /** Where the stage type says that it runs. */
+  readonly runsIn: "worker" | "runner"
   readonly timeout: Duration.Duration | undefined
   readonly grace: Duration.Duration
   /** Completes when the attempt shall save and stop. */

@@ -20,6 +20,8 @@ export type Difference =
   | { readonly _tag: "ObservationChanged"; readonly change: ChangeClass }
   | { readonly _tag: "VersionChanged"; readonly before: number; readonly after: number }
   | { readonly _tag: "TypeChanged"; readonly before: string; readonly after: string }
+  /** A plugin's module, or what it imports, is not what it was. */
+  | { readonly _tag: "CodeChanged" }
 
 /** A difference in words: "lr.peak: 0.0004 → 0.001". */
 export const describeDifference = (difference: Difference): string => {
@@ -34,6 +36,8 @@ export const describeDifference = (difference: Difference): string => {
       return `stage version: ${difference.before} → ${difference.after}`
     case "TypeChanged":
       return `stage type: ${difference.before} → ${difference.after}`
+    case "CodeChanged":
+      return "stage code changed"
   }
 }
 
@@ -70,7 +74,7 @@ export const strongest = (changes: Iterable<ChangeClass>): ChangeClass =>
 export const differences = (
   type: AnyStageType,
   before: KeyParts,
-  after: Pick<KeyParts, "stageType" | "stageVersion" | "params"> & Partial<KeyParts>,
+  after: Pick<KeyParts, "stageType" | "stageVersion" | "params" | "code"> & Partial<KeyParts>,
   edges: Readonly<Record<string, ReadonlyArray<Edge>>>
 ): ReadonlyArray<Difference> => {
   if (before.stageType !== after.stageType) {
@@ -80,6 +84,7 @@ export const differences = (
   if (before.stageVersion !== after.stageVersion) {
     found.push({ _tag: "VersionChanged", before: before.stageVersion, after: after.stageVersion })
   }
+  if (before.code !== after.code) found.push({ _tag: "CodeChanged" })
   found.push(...parameterDifferences(type, before.params, after.params))
   if (after.observed !== undefined && canonicalJson(before.observed) !== canonicalJson(after.observed)) {
     found.push({ _tag: "ObservationChanged", change: type.observationChange ?? "identity" })

@@ -1,5 +1,5 @@
 /**
- * Executes attempts in worker processes on this machine. A worker has its own process group (Ctrl-C reaches the runner alone), speaks JSON lines
+ * Executes attempts on this machine: in worker processes, but for stage types that run in the runner's own (RunnerStage.ts). A worker has its own process group (Ctrl-C reaches the runner alone), speaks JSON lines
  * on fd 3, writes its stdout and stderr straight into the attempt's folder, and ends when its stdin does, that is when the runner dies. Node's
  * own spawn is used because Effect's hands no files to a child and does not tell which signal ended it.
  */
@@ -25,9 +25,12 @@ import {
   Schema,
   Stream
 } from "effect"
+import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import { type Attempt, Executor, WorkerEvent } from "./Executor.ts"
 import { type Scrub, scrubDeep } from "./Secrets.ts"
+import { executeHere } from "./RunnerStage.ts"
+import type { StageRegistry } from "./StageRegistry.ts"
 import { FailureClass, Preempted, StageError } from "./StageType.ts"
 
 /** src/worker.ts in a checkout, dist/worker.js in a package. */
@@ -40,13 +43,21 @@ export const layer = (options?: { readonly worker?: string }) =>
   Layer.effect(
     Executor,
     Effect.gen(function* () {
-      const services = yield* Effect.context<FileSystem.FileSystem | Path.Path>()
+      const services = yield* Effect.context<FileSystem.FileSystem | Path.Path | StageRegistry>()
       const worker = options?.worker ?? defaultWorker
       return Executor.of({
-        execute: (attempt) => Effect.scoped(execute(worker, attempt)).pipe(Effect.provideContext(services))
+        execute: (attempt) =>
+          (runsHere(attempt)
+            ? Effect.scoped(executeHere(attempt)).pipe(Effect.provide(FetchHttpClient.layer))
+            : Effect.scoped(execute(worker, attempt))
+          ).pipe(Effect.provideContext(services))
       })
     })
   )
+
+/** Light stages, but not beside secrets: only a process of its own keeps a stage from the environment of another. */
+const runsHere = ({ runsIn, secrets }: Attempt): boolean =>
+  runsIn === "runner" && secrets.granted.size === 0 && secrets.withheld.length === 0
 
 interface Exit {
   readonly code: number | null

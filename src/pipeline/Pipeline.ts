@@ -1,5 +1,5 @@
 /** Reads a pipeline file: YAML, profiles, overrides, variables, stage types; all errors at once, each with its place. */
-import { Effect, FileSystem, Path } from "effect"
+import { Effect, FileSystem, Path, Result } from "effect"
 import { decodeChecks } from "./Checks.ts"
 import { type Diagnostic, didYouMean, PipelineInvalid } from "./Diagnostics.ts"
 import { checkEdges, type GraphStage, topologicalOrder } from "./Graph.ts"
@@ -91,12 +91,13 @@ export const loadPipelineText = Effect.fn("loadPipelineText")(function* (options
   const document = overlaid(new Source("file", label, text), profiles, overrides, report)
   if (document === undefined) return yield* new PipelineInvalid({ file: label, diagnostics: report })
 
-  const decoded = yield* decodeDocument(document.root, document.spans, report)
+  const baseDirectory = path.resolve(options.baseDirectory)
+  const decoded = yield* decodeDocument(document.root, document.spans, baseDirectory, report)
   if (report.length > 0) return yield* new PipelineInvalid({ file: label, diagnostics: inFileOrder(distinct(report)) })
   const resolved: ResolvedPipeline = {
     ...decoded,
     file: label,
-    baseDirectory: path.resolve(options.baseDirectory),
+    baseDirectory,
     text,
     profiles,
     overrides
@@ -139,6 +140,7 @@ const overlaid = (
 const decodeDocument = Effect.fnUntraced(function* (
   root: MappingNode,
   profileSpans: ReadonlyMap<string, Span>,
+  baseDirectory: string,
   report: Array<Diagnostic>
 ) {
   checkKeys(root, "", topLevelFields, "a pipeline", report)
@@ -161,7 +163,7 @@ const decodeDocument = Effect.fnUntraced(function* (
 
   const secrets = decodeSecrets(root.entries.get("secrets")?.value, "secrets", report)
   const origins = originsOf(root, ["vars", "defaults", "secrets", "price"], profileSpans)
-  const inherited: Inherited = { retry, timeout, secrets, origins, profileSpans }
+  const inherited: Inherited = { retry, timeout, secrets, origins, profileSpans, baseDirectory }
 
   const decoded = new Map<string, DecodedStage>()
   const broken = new Set<string>()
@@ -197,6 +199,8 @@ interface Inherited {
   readonly secrets: ReadonlyArray<string>
   readonly origins: Readonly<Record<string, Origin>>
   readonly profileSpans: ReadonlyMap<string, Span>
+  /** Where plugins are found from. */
+  readonly baseDirectory: string
 }
 
 interface DecodedStage
@@ -219,7 +223,7 @@ const decodeStage = Effect.fnUntraced(function* (
     return undefined
   }
   checkKeys(block, path, stageFields, "a stage", report)
-  const type = yield* stageType(block, entry.key, path, report)
+  const type = yield* stageType(block, entry.key, path, inherited.baseDirectory, report)
   const owner = entry.key
   const at = (key: string) => block.entries.get(key)?.value
   const mapping = (key: string) => mappingAt(block, key, path, report)
@@ -260,6 +264,7 @@ const stageType = Effect.fnUntraced(function* (
   block: MappingNode,
   owner: Span,
   path: string,
+  baseDirectory: string,
   report: Array<Diagnostic>
 ) {
   const registry = yield* StageRegistry
@@ -271,12 +276,17 @@ const stageType = Effect.fnUntraced(function* (
     return undefined
   }
   const name = uses._tag === "scalar" ? String(uses.value) : ""
-  const type = yield* registry.load(name)
-  if (type === undefined) {
-    const message = `unknown stage type "${name}"; there are ${registry.names.join(", ")}`
+  const loaded = yield* Effect.result(registry.load(name, baseDirectory))
+  if (Result.isFailure(loaded)) {
+    const { message, next } = loaded.failure
+    report.push(diagnose(uses.span, `${path}.uses`, `${message}. Next: ${next}`))
+    return undefined
+  }
+  if (loaded.success === undefined) {
+    const message = `unknown stage type "${name}"; there are ${registry.names.join(", ")}, files (./my-stage.ts) and installed packages`
     report.push(diagnose(uses.span, `${path}.uses`, message, { suggestion: didYouMean(name, registry.names) }))
   }
-  return type
+  return loaded.success
 })
 
 const resolveStage = (stage: DecodedStage, type: AnyStageType, index: number): ResolvedStage => {

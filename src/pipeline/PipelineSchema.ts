@@ -168,7 +168,8 @@ const stagesSchema = (stage: string): SchemaNode => ({
 /** The schema as a document of its own, self-contained and in a fixed order. */
 export const pipelineSchema = Effect.gen(function* () {
   const registry = yield* StageRegistry
-  const types = (yield* Effect.forEach(registry.names, registry.load)).filter((type) => type !== undefined)
+  const own = yield* Effect.forEach(registry.names, (name) => Effect.orDie(registry.load(name, ".")))
+  const types = own.filter((type) => type !== undefined)
   const parameters = types.map((type) => ({ type, ...parametersOf(type) }))
   const overlaid = parameters.map(({ node }) => withoutRequired(node))
   const blocks: Record<string, SchemaNode> = {

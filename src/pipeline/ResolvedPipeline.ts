@@ -131,7 +131,7 @@ const describeStage = (stage: ResolvedStage): Schema.Json => {
   const { origins } = stage
   const own = (key: string, value: Schema.Json) => ({ [key]: withOrigins(value, key, origins) })
   return {
-    uses: stage.type.name,
+    uses: stage.type.plugin?.uses ?? stage.type.name,
     stageVersion: stage.type.version,
     ...(stage.matrix === undefined
       ? {}

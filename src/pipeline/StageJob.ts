@@ -4,7 +4,7 @@ import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import type { Job, WorkerEvent } from "./Executor.ts"
 import { decodeParams } from "./Parameters.ts"
 import { StageRegistry } from "./StageRegistry.ts"
-import type { AnyStageType, Progress, StageContext } from "./StageType.ts"
+import { type AnyStageType, type Progress, type StageContext, StageError } from "./StageType.ts"
 
 /** Readings closer together than this are dropped, the last one never. */
 const progressIntervalMillis = 100
@@ -16,8 +16,16 @@ export const runJob = Effect.fn("runJob")(function* (
   stopRequested: () => boolean
 ) {
   const registry = yield* StageRegistry
-  const type = yield* registry.load(job.type)
+  const type = yield* registry
+    .load(job.type, job.baseDirectory)
+    .pipe(Effect.mapError(({ message, next }) => new StageError({ failure: "invalid-input", message, next })))
   if (type === undefined) return yield* Effect.die(new Error(`no stage type "${job.type}" in this worker`))
+  if (type.plugin?.code !== job.code)
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: `the code of ${job.type} changed after this run had read it`,
+      next: "run again: the stage's key is made of the new code"
+    })
   const params = yield* Effect.orDie(decodeParams(type, job.params))
   const context: StageContext<typeof params, Readonly<Record<string, ArtifactHandle>>> = {
     stage: job.stage,

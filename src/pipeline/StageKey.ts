@@ -13,7 +13,9 @@ export const KeyParts = Schema.Struct({
   /** Port → digests of its artifacts. */
   inputs: Schema.Record(Schema.String, Schema.Array(Schema.String)),
   /** What `observe` returned; null where the stage type has none. */
-  observed: Schema.Json
+  observed: Schema.Json,
+  /** Digest of a plugin's code; absent for the program's own stage types, whose version stands for their code. */
+  code: Schema.optionalKey(Schema.String)
 })
 export type KeyParts = typeof KeyParts.Type
 
@@ -27,7 +29,8 @@ export const keyParts = (
   stageVersion: type.version,
   params: Object.fromEntries(Object.entries(params).filter(([name]) => type.params[name]?.change !== "operational")),
   inputs,
-  observed
+  observed,
+  ...(type.plugin === undefined ? {} : { code: type.plugin.code })
 })
 
 /** 64 hexadecimal digits. */

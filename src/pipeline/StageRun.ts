@@ -309,7 +309,8 @@ const attemptOnce = Effect.fnUntraced(function* (
       folder,
       job: {
         stage: stage.name,
-        type: stage.type.name,
+        type: stage.type.plugin?.uses ?? stage.type.name,
+        ...(stage.type.plugin === undefined ? {} : { code: stage.type.plugin.code }),
         params: stage.params,
         inputs: assignment.inputs,
         outputs,
@@ -319,6 +320,7 @@ const attemptOnce = Effect.fnUntraced(function* (
         threads: cpus
       },
       secrets: context.secrets.of(stage),
+      runsIn: stage.type.runsIn ?? "worker",
       timeout: stage.timeout,
       grace: stage.grace,
       stop: Effect.raceFirst(context.stop, Effect.asVoid(Deferred.await(diverged))),

@@ -152,6 +152,13 @@ export class StageError extends Schema.TaggedError<StageError>()("StageError", {
 /** The attempt stopped because it was asked to, and saved what it could. The runner exits 75. */
 export class Preempted extends Schema.TaggedError<Preempted>()("Preempted", { message: Schema.String }) {}
 
+export interface PluginSource {
+  /** As the file writes it: "./my-stage.ts", "tinyllama-stage-foo#second". */
+  readonly uses: string
+  /** Digest of the module and of all that it imports: part of the stage key. */
+  readonly code: string
+}
+
 export type StageServices = FileSystem.FileSystem | Path.Path | HttpClient.HttpClient
 
 export interface StageType<
@@ -163,6 +170,8 @@ export interface StageType<
   /** Raise when the same parameters and inputs would give different bytes: it is part of the stage key. */
   readonly version: number
   readonly describe: string
+  /** Where a plugin came from; set by whoever loads it, absent for the program's own stage types. */
+  readonly plugin?: PluginSource
   readonly params: P
   readonly inputs: I
   readonly outputs: O

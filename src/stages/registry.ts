@@ -1,4 +1,4 @@
-/** The stage types by name. Each module is loaded when a pipeline uses it, so that a worker starts with its own stage only. */
+/** The stage types: the program's own by name, plugins by module or package. Each module is loaded when a pipeline uses it, so that a worker starts with its own stage only. */
 import { Effect, Layer } from "effect"
 import { StageRegistry } from "../pipeline/StageRegistry.ts"
 import type { AnyStageType } from "../pipeline/StageType.ts"
@@ -15,10 +15,19 @@ const stages: Readonly<Record<string, () => Promise<AnyStageType>>> = {
   quantize: async () => (await import("./Quantize.ts")).quantizeStage
 }
 
+const names = Object.keys(stages)
+
+/** Made when the first plugin is named: most pipelines have none. */
+const pluginLoader = Effect.runSync(
+  Effect.cached(Effect.promise(async () => (await import("../pipeline/PluginStage.ts")).makeLoader(names)))
+)
+
 export const layer = Layer.succeed(StageRegistry, {
-  names: Object.keys(stages),
-  load: (name) => {
-    const load = Object.hasOwn(stages, name) ? stages[name] : undefined
-    return load === undefined ? Effect.succeed(undefined) : Effect.promise(load)
+  names,
+  load: (uses, baseDirectory) => {
+    const load = Object.hasOwn(stages, uses) ? stages[uses] : undefined
+    return load === undefined
+      ? Effect.flatMap(pluginLoader, (loadPlugin) => loadPlugin(uses, baseDirectory))
+      : Effect.promise(load)
   }
 })

@@ -86,7 +86,7 @@ describe("the schema of the pipeline file", () => {
       const schema = yield* pipelineSchema
       const { load, names } = yield* StageRegistry
       for (const name of names) {
-        const type = yield* load(name)
+        const type = yield* load(name, ".")
         assert.isDefined(type)
         const block = at(schema, ["definitions", `${name}.with`])
         assert.deepStrictEqual(keysOf(block), Object.keys(type?.params ?? {}))

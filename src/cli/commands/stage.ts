@@ -13,7 +13,9 @@ const list = Command.make(
   { json: Flags.json },
   Effect.fn(function* (flags) {
     const registry = yield* StageRegistry
-    const types = (yield* Effect.forEach(registry.names, registry.load)).filter((type) => type !== undefined)
+    const types = (yield* Effect.forEach(registry.names, (name) => registry.load(name, process.cwd()))).filter(
+      (type) => type !== undefined
+    )
     if (flags.json) return yield* Console.log(JSON.stringify({ version: 1, stages: types.map(asJson) }))
     yield* Console.log(
       Format.table(
@@ -29,7 +31,7 @@ const describe = Command.make(
   { type: Argument.String("type").pipe(Argument.withDescription("A stage type, say pretrain")), json: Flags.json },
   Effect.fn(function* (flags) {
     const registry = yield* StageRegistry
-    const type = yield* registry.load(flags.type)
+    const type = yield* registry.load(flags.type, process.cwd())
     if (type === undefined) {
       const hint = didYouMean(flags.type, registry.names)
       yield* Console.error(
