@@ -5,6 +5,7 @@ import { Console, Effect, Layer, Logger } from "effect"
 import { CliOutput, Command } from "effect/cli"
 import { acceptCommand } from "./cli/commands/accept.ts"
 import { chatCommand } from "./cli/commands/chat.ts"
+import { CommandTree, completionsCommand } from "./cli/commands/completions.ts"
 import { diffCommand } from "./cli/commands/diff.ts"
 import { doctorCommand } from "./cli/commands/doctor.ts"
 import { fmtCommand } from "./cli/commands/fmt.ts"
@@ -43,7 +44,8 @@ const program = Command.make("tinyllama").pipe(
     schemaCommand,
     chatCommand,
     tokenizerCommand,
-    doctorCommand
+    doctorCommand,
+    completionsCommand
   ])
 )
 
@@ -64,6 +66,7 @@ const services = Layer.mergeAll(
   NodeServices.layer,
   registry.layer,
   terseUsageErrors,
+  Layer.succeed(CommandTree, program),
   Layer.succeed(Logger.LogToStderr, true)
 )
 
