@@ -19,12 +19,12 @@ export interface FieldChange {
   readonly change: ChangeClass
 }
 
-export type Effect = "kept" | "renamed" | "stale" | "continues" | "additive" | "added" | "removed"
+export type Consequence = "kept" | "renamed" | "stale" | "continues" | "additive" | "added" | "removed"
 
 export interface StageEffect {
   readonly stage: string
   readonly uses: string
-  readonly effect: Effect
+  readonly effect: Consequence
   /** The stages above that pass their change on; empty where the stage's own fields did it. */
   readonly through: ReadonlyArray<string>
   /** For renamed: its name on the other side. */
@@ -115,7 +115,7 @@ const changedStage = (
   }
 }
 
-const effectOf = (change: ChangeClass): Effect =>
+const effectOf = (change: ChangeClass): Consequence =>
   change === "additive"
     ? "additive"
     : change === "continuation"

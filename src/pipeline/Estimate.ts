@@ -23,7 +23,7 @@ export interface Estimate {
 /** Past runs that are looked at: the newest ones. */
 const mostRuns = 5
 
-/** The type's forecast from what is known of its inputs; undefined where a fact is missing. */
+/** The type's forecast from what is known of its inputs: facts of real artifacts, forecast ones, or none. */
 export const forecastOf = Effect.fnUntraced(function* (
   stage: ResolvedStage,
   facts: ReadonlyMap<string, StageFacts>,
@@ -33,12 +33,7 @@ export const forecastOf = Effect.fnUntraced(function* (
   if (type.forecast === undefined) return undefined
   const inputs: Record<string, ReadonlyArray<Facts>> = {}
   for (const [port, edges] of Object.entries(stage.inputs)) {
-    const known = edges.flatMap((edge): ReadonlyArray<Facts> => {
-      const found = facts.get(edge.stage)?.[edge.port]
-      return found === undefined ? [] : [found]
-    })
-    if (known.length < edges.length) return undefined
-    inputs[port] = known
+    inputs[port] = edges.map((edge) => facts.get(edge.stage)?.[edge.port] ?? {})
   }
   const params = yield* Effect.orDie(decodeParams(type, stage.params))
   const before =
