@@ -28,6 +28,9 @@ export const renderDiagnostic = (diagnostic: Diagnostic): string => {
   return `${diagnostic.place}: ${path}${diagnostic.message}${hint}${text}`
 }
 
+/** A fault in what many stages share is reported by each of them; nobody reads a thousand lines. */
+const mostShown = 50
+
 /** The file cannot be run as it is. Exit code 3. */
 export class PipelineInvalid extends Schema.TaggedError<PipelineInvalid>()("PipelineInvalid", {
   file: Schema.String,
@@ -35,7 +38,9 @@ export class PipelineInvalid extends Schema.TaggedError<PipelineInvalid>()("Pipe
 }) {
   override readonly [Runtime.errorExitCode] = 3
   override get message(): string {
-    return this.diagnostics.map(renderDiagnostic).join("\n")
+    const shown = this.diagnostics.slice(0, mostShown).map(renderDiagnostic)
+    const more = this.diagnostics.length - shown.length
+    return [...shown, ...(more > 0 ? [`… and ${more} more`] : [])].join("\n")
   }
 }
 

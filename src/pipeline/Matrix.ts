@@ -8,7 +8,16 @@ import { type Diagnostic, didYouMean } from "./Diagnostics.ts"
 import type { MatrixInstance } from "./ResolvedPipeline.ts"
 import type { WrittenEdge } from "./StageBlock.ts"
 import type { AnyStageType } from "./StageType.ts"
-import { diagnose, type Entry, type MappingNode, type Node, type ScalarNode, type Span } from "./YamlSource.ts"
+import {
+  diagnose,
+  type Entry,
+  mapEntries,
+  mapItems,
+  type MappingNode,
+  type Node,
+  type ScalarNode,
+  type Span
+} from "./YamlSource.ts"
 
 /** More instances than this are a mistake in the file. */
 const mostInstances = 1000
@@ -159,20 +168,10 @@ const substitute = (
   report: Array<Diagnostic>
 ): Node => {
   switch (node._tag) {
-    case "mapping": {
-      let changed = false
-      const entries = new Map<string, Entry>()
-      for (const [key, entry] of node.entries) {
-        const value = substitute(entry.value, `${path}.${key}`, values, report)
-        changed ||= value !== entry.value
-        entries.set(key, value === entry.value ? entry : { ...entry, value })
-      }
-      return changed ? { ...node, entries } : node
-    }
-    case "sequence": {
-      const items = node.items.map((item, index) => substitute(item, `${path}[${index}]`, values, report))
-      return items.some((item, index) => item !== node.items[index]) ? { ...node, items } : node
-    }
+    case "mapping":
+      return mapEntries(node, (value, key) => substitute(value, `${path}.${key}`, values, report))
+    case "sequence":
+      return mapItems(node, (item, index) => substitute(item, `${path}[${index}]`, values, report))
     case "scalar":
       return typeof node.value === "string" && node.value.includes("${")
         ? substituteText(node, node.value, path, values, report)

@@ -7,6 +7,8 @@ import { isMatrixReference } from "./Matrix.ts"
 import {
   diagnose,
   type Entry,
+  mapEntries,
+  mapItems,
   type MappingNode,
   type Node,
   parseYaml,
@@ -205,18 +207,10 @@ const replaceAt = (node: Node | undefined, path: ReadonlyArray<string>, value: N
 /** Replaces ${vars.name} in every string below `node`; a string that is nothing else takes the variable's value with its type. */
 export const interpolate = (node: Node, path: string, vars: Variables, report: Array<Diagnostic>): Node => {
   switch (node._tag) {
-    case "mapping": {
-      const entries = new Map<string, Entry>()
-      for (const [key, entry] of node.entries) {
-        entries.set(key, {
-          ...entry,
-          value: interpolate(entry.value, path === "" ? key : `${path}.${key}`, vars, report)
-        })
-      }
-      return { ...node, entries }
-    }
+    case "mapping":
+      return mapEntries(node, (value, key) => interpolate(value, path === "" ? key : `${path}.${key}`, vars, report))
     case "sequence":
-      return { ...node, items: node.items.map((item, index) => interpolate(item, `${path}[${index}]`, vars, report)) }
+      return mapItems(node, (item, index) => interpolate(item, `${path}[${index}]`, vars, report))
     case "scalar":
       return typeof node.value === "string" && node.value.includes("${") ? vars.expand(node, path, report) : node
   }

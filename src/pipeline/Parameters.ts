@@ -2,7 +2,7 @@
 import { Effect, Result, Schema, SchemaIssue } from "effect"
 import { type Diagnostic, didYouMean } from "./Diagnostics.ts"
 import { describeVia } from "./Overlay.ts"
-import type { AnyStageType, Decoded, Parameters } from "./StageType.ts"
+import type { AnyStageType, Decoded, Parameter, Parameters } from "./StageType.ts"
 import { diagnose, type MappingNode, type Node, nodeAt, type Span, toJson } from "./YamlSource.ts"
 
 const strict = { errors: "all", onExcessProperty: "error", reportInput: true } as const
@@ -88,6 +88,20 @@ export const canonical = (
     )
   )
 
+const known = new WeakMap<Parameter, WeakMap<object, ReturnType<typeof canonical>>>()
+
+/** The parameter's value, or its default: decoded once, however many stages share it (defaults, instances of a matrix, anchors). */
+const canonicalOnce = (parameter: Parameter, value: Node | undefined): ReturnType<typeof canonical> => {
+  const results = known.get(parameter) ?? new WeakMap<object, ReturnType<typeof canonical>>()
+  known.set(parameter, results)
+  const subject = value ?? parameter
+  const before = results.get(subject)
+  if (before !== undefined) return before
+  const result = canonical(parameter.schema, value === undefined ? parameter.default : toJson(value))
+  results.set(subject, result)
+  return result
+}
+
 /** Optional keys may come out of a codec as undefined; in JSON they are absent. */
 const withoutUndefined = (value: unknown): unknown => {
   if (Array.isArray(value)) return value.map(withoutUndefined)
@@ -123,8 +137,7 @@ export const decodeBlock = (
       )
       continue
     }
-    const value = entry === undefined ? parameter.default : toJson(entry.value)
-    const result = canonical(parameter.schema, value)
+    const result = canonicalOnce(parameter, entry?.value)
     if (Result.isSuccess(result)) params[name] = result.success
     else
       for (const fault of result.failure)

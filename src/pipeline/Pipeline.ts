@@ -204,7 +204,9 @@ interface Inherited {
 }
 
 interface DecodedStage
-  extends GraphStage, Omit<ResolvedStage, "name" | "index" | "type" | "inputs" | "after" | "needs"> {}
+  extends GraphStage, Omit<ResolvedStage, "name" | "index" | "type" | "inputs" | "after" | "needs" | "origins"> {
+  readonly findOrigins: () => ResolvedStage["origins"]
+}
 
 /** Faults are reported under the name in the file: instances of a matrix share their block. */
 const decodeStage = Effect.fnUntraced(function* (
@@ -255,7 +257,7 @@ const decodeStage = Effect.fnUntraced(function* (
     checks: decodeChecks(at("checks"), `${path}.checks`, report),
     stopIf: decodeStopRules(at("stop_if"), `${path}.stop_if`, report),
     secrets: [...ownSecrets, ...inherited.secrets.filter((secret) => !ownSecrets.includes(secret))],
-    origins: stageOrigins(block, axes, ownSecrets, inherited)
+    findOrigins: () => stageOrigins(block, axes, ownSecrets, inherited)
   }
   return stage
 })
@@ -295,9 +297,14 @@ const resolveStage = (stage: DecodedStage, type: AnyStageType, index: number): R
   )
   const after = stage.after.map(({ stage }) => stage)
   const sources = Object.values(inputs).flatMap((edges) => edges.map((edge) => edge.stage))
-  const { span: _, ...decoded } = stage
+  const { findOrigins, span: _, ...decoded } = stage
+  let origins: ResolvedStage["origins"] | undefined
   return {
     ...decoded,
+    /** Few commands ask, and a large file has many. */
+    get origins() {
+      return (origins ??= findOrigins())
+    },
     index,
     type,
     inputs,

@@ -120,6 +120,22 @@ export const toJson = (node: Node): Schema.Json => {
   }
 }
 
+/** The mapping with other values; itself where none changes. */
+export const mapEntries = (node: MappingNode, change: (value: Node, key: string) => Node): MappingNode => {
+  let entries: Map<string, Entry> | undefined
+  for (const [key, entry] of node.entries) {
+    const value = change(entry.value, key)
+    if (value !== entry.value) entries = (entries ?? new Map(node.entries)).set(key, { ...entry, value })
+  }
+  return entries === undefined ? node : { ...node, entries }
+}
+
+/** The list with other items; itself where none changes. */
+export const mapItems = (node: SequenceNode, change: (item: Node, index: number) => Node): SequenceNode => {
+  const items = node.items.map(change)
+  return items.some((item, index) => item !== node.items[index]) ? { ...node, items } : node
+}
+
 /** The deepest node on `path` that exists, and how much of the path leads to it. */
 export const nodeAt = (
   root: Node,
