@@ -1,5 +1,5 @@
 /** What running a stage will take: time from past runs scaled by the amount of work, else from the engine's own model; disk from the forecast. */
-import { Effect, Result } from "effect"
+import { Effect, Result, type Schema } from "effect"
 import type { Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore, type KeyRecord } from "../artifacts/ArtifactStore.ts"
 import type { PreviousResult } from "./Decision.ts"
@@ -7,7 +7,7 @@ import type { HistoryEntry } from "./KeyLedger.ts"
 import { decodeParams } from "./Parameters.ts"
 import type { StageFacts } from "./Plan.ts"
 import type { ResolvedStage } from "./ResolvedPipeline.ts"
-import type { Extent, Forecast } from "./StageType.ts"
+import type { Extent, Forecast, StageError } from "./StageType.ts"
 
 export interface Estimate {
   /** undefined where neither past runs nor a model can tell. */
@@ -27,7 +27,8 @@ const mostRuns = 5
 export const forecastOf = Effect.fnUntraced(function* (
   stage: ResolvedStage,
   facts: ReadonlyMap<string, StageFacts>,
-  previous: PreviousResult | undefined
+  previous: PreviousResult | undefined,
+  observed: Result.Result<Schema.Json, StageError> | undefined
 ) {
   const { type } = stage
   if (type.forecast === undefined) return undefined
@@ -39,7 +40,7 @@ export const forecastOf = Effect.fnUntraced(function* (
   const before =
     previous?.artifacts === undefined
       ? undefined
-      : yield* Effect.result(decodeParams(type, previous.parts.params)).pipe(
+      : yield* Effect.result(decodeParams(type, { ...stage.params, ...previous.parts.params })).pipe(
           Effect.map((decoded) =>
             Result.isFailure(decoded)
               ? undefined
@@ -51,7 +52,12 @@ export const forecastOf = Effect.fnUntraced(function* (
                 }
           )
         )
-  return type.forecast(params, inputs, before)
+  return type.forecast(
+    params,
+    inputs,
+    before,
+    observed !== undefined && Result.isSuccess(observed) ? observed.success : undefined
+  )
 })
 
 export const estimate = Effect.fnUntraced(function* (question: {
@@ -101,8 +107,8 @@ const secondsOfPast = (
   cpus: number
 ): { readonly seconds: number; readonly runs: number } | undefined => {
   const scaled = records.flatMap((record) => {
-    if (forecast === undefined || record.unit !== forecast.unit || !(record.amount !== undefined && record.amount > 0))
-      return []
+    if (forecast?.amount === undefined || record.unit !== forecast.unit) return []
+    if (!(record.amount !== undefined && record.amount > 0)) return []
     return [((record.seconds * forecast.amount) / record.amount) * ((record.cpus ?? cpus) / cpus)]
   })
   const values = scaled.length > 0 ? scaled : records.map(({ seconds }) => seconds)

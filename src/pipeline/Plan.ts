@@ -222,7 +222,7 @@ const withForecast = Effect.fnUntraced(function* (
   base: StagePlan,
   previous: Parameters<typeof forecastOf>[2]
 ) {
-  const forecast = yield* forecastOf(stage, planning.facts, previous)
+  const forecast = yield* forecastOf(stage, planning.facts, previous, planning.observed.get(stage.name))
   if (forecast !== undefined) planning.facts.set(stage.name, forecast.outputs)
   const resumesAt = base.resumesAt ?? (previous === undefined ? undefined : forecast?.resumesAt)
   const planned: StagePlan = { ...base, resumesAt }

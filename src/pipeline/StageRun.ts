@@ -369,8 +369,8 @@ const effortOf = Effect.fnUntraced(function* (assignment: Ready, decision: Run, 
       if (known !== undefined) facts.set(edge.stage, { ...facts.get(edge.stage), [edge.port]: known })
     }
   }
-  const forecast = yield* forecastOf(stage, facts, decision.previous)
-  if (forecast === undefined) return {}
+  const forecast = yield* forecastOf(stage, facts, decision.previous, assignment.observed)
+  if (forecast?.amount === undefined) return {}
   const params = yield* Effect.orDie(decodeParams(stage.type, stage.params))
   const at = resumes
     ? yield* stage.type.resumePoint?.(store.workPath(decision.key), params) ?? Effect.undefined

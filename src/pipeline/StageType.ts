@@ -90,16 +90,19 @@ export interface Previous<P> {
 
 /** What a stage will take and give, as far as its parameters and its inputs' facts tell before it runs. */
 export interface Forecast {
-  /** Work in the stage's own unit, for scaling the time of past runs: tokens, bytes, requests. */
-  readonly amount: number
+  /** Work in the stage's own unit, to which its time is proportional: bytes, FLOP. undefined: not known yet, though some facts are. */
+  readonly amount: number | undefined
   readonly unit: string
   /** Bytes that the outputs and the work folder will take at most. */
-  readonly bytes: number
+  readonly bytes: number | undefined
   /** Bytes of memory at most. */
   readonly memory?: number
   /** What `previous` spares: it begins at `done` of `total`. */
   readonly resumesAt?: Extent
-  /** Facts of the outputs that are known before, for the forecasts of stages below. */
+  /**
+   * Facts of the outputs that are known before, under the names that the real ones have, for the forecasts of stages below. `estimated` lists those
+   * that rest on ratios.
+   */
   readonly outputs: Readonly<Record<string, Facts>>
 }
 
@@ -193,11 +196,15 @@ export interface StageType<
     work: string,
     params: Decoded<P>
   ): Effect.Effect<Extent | undefined, never, FileSystem.FileSystem | Path.Path>
-  /** Amounts and sizes before anything runs; undefined where too little is known. Port → facts of its artifacts, in order. */
+  /**
+   * Amounts and sizes before anything runs; undefined where too little is known. Port → facts of its artifacts, in order; `observed` is what `observe`
+   * returned.
+   */
   forecast?(
     params: Decoded<P>,
     inputs: { readonly [K in keyof I]: ReadonlyArray<Facts> },
-    previous?: { readonly params: Decoded<P>; readonly outputs: Readonly<Record<string, Facts>> }
+    previous?: { readonly params: Decoded<P>; readonly outputs: Readonly<Record<string, Facts>> },
+    observed?: Schema.Json
   ): Forecast | undefined
   /** Seconds by the engine's own model of this machine, for where no past run can tell. */
   modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number): Effect.Effect<number | undefined>
