@@ -69,8 +69,14 @@ describe("accept", () => {
         Effect.map(Effect.flip(withPipeline(place, (pipeline) => accept(pipeline, stage, because))), (error) =>
           "next" in error ? `${error.message} Next: ${error.next}` : error.message
         )
-      assert.match(yield* refusal("a"), /a has no complete result that could be accepted .*Next: tinyllama run .* --to-stage a/u)
-      assert.match(yield* refusal("b"), /b: its inputs are not known while a is not up to date Next: run or accept a first/u)
+      assert.match(
+        yield* refusal("a"),
+        /a has no complete result that could be accepted .*Next: tinyllama run .* --to-stage a/u
+      )
+      assert.match(
+        yield* refusal("b"),
+        /b: its inputs are not known while a is not up to date Next: run or accept a first/u
+      )
       assert.match(yield* refusal("aa"), /no stage "aa" in .*; did you mean "a"\?/u)
       assert.match(yield* refusal("a", " "), /--because needs a reason/u)
       yield* runHere(place)
@@ -96,7 +102,11 @@ describe("why", () => {
       assert.deepStrictEqual(fresh === undefined ? undefined : story(fresh), ["b: fresh: "])
       assert.strictEqual(fresh?.last?.key, fresh?.plan.key)
 
-      place.write(text.replace("text: a", "text: A, steps: 11").replace("b: { uses: join,", 'b: { uses: join, with: { glue: "-" },'))
+      place.write(
+        text
+          .replace("text: a", "text: A, steps: 11")
+          .replace("b: { uses: join,", 'b: { uses: join, with: { glue: "-" },')
+      )
       const stale = yield* withPipeline(place, (pipeline) => why(pipeline, "b"))
       assert.deepStrictEqual(stale === undefined ? undefined : story(stale), [
         'b: stale: a runs first; glue: "+" → "-"',

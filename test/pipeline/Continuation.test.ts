@@ -41,7 +41,11 @@ describe("continuation", () => {
       assert.include((yield* runHere(place)).warnings, "b: counted from 0")
       place.write(text(60, "constant"))
       assert.include((yield* runHere(place)).warnings, "b: counted from 25", "the newest result of the same lineage")
-      assert.include((yield* runHere(place, { force: ["b"] })).warnings, "b: counted from 0", "force takes nothing along")
+      assert.include(
+        (yield* runHere(place, { force: ["b"] })).warnings,
+        "b: counted from 0",
+        "force takes nothing along"
+      )
     }).pipe(Effect.scoped)
   )
 

@@ -66,7 +66,9 @@ vars: { letters: 7, unused: 1 }
       assert.deepStrictEqual(effects(fewer), { ...kept, c: "stale" })
       const operational = yield* compare(
         text,
-        text.replace("text: a,", "text: a, log_every: 5,").replace("uses: join", "uses: join, resources: { cpus: 1 }, timeout: 5m")
+        text
+          .replace("text: a,", "text: a, log_every: 5,")
+          .replace("uses: join", "uses: join, resources: { cpus: 1 }, timeout: 5m")
       )
       assert.deepStrictEqual(fields(operational), [
         "a.with.log_every: 1 → 5 [operational]",
@@ -87,10 +89,16 @@ vars: { letters: 7, unused: 1 }
 
   it.effect("stages that come, go, are renamed, or get other edges", () =>
     Effect.gen(function* () {
-      const renamed = yield* compare(text, text.replaceAll("b:", "cutter:").replaceAll("b.documents", "cutter.documents"))
+      const renamed = yield* compare(
+        text,
+        text.replaceAll("b:", "cutter:").replaceAll("b.documents", "cutter.documents")
+      )
       assert.deepStrictEqual(effects(renamed), { a: "kept", cutter: "renamed", c: "kept", d: "kept" })
       assert.deepStrictEqual(renamed.stages.find(({ stage }) => stage === "cutter")?.from, "b")
-      const gone = yield* compare(text, text.replace(/ {2}c: .*\n/u, "  e: { uses: cut, in: { documents: b.documents } }\n"))
+      const gone = yield* compare(
+        text,
+        text.replace(/ {2}c: .*\n/u, "  e: { uses: cut, in: { documents: b.documents } }\n")
+      )
       assert.deepStrictEqual(effects(gone), { a: "kept", b: "kept", d: "kept", e: "added", c: "removed" })
       assert.deepStrictEqual(fields(gone), ['e: absent → "uses cut" [identity]', 'c: "uses train" → absent [identity]'])
       const edges = yield* compare(text, text.replace("[a.documents, b.documents]", "[b.documents, a.documents]"))
