@@ -6,6 +6,7 @@ import { availableParallelism } from "node:os"
 import { Effect, Result, type Schema } from "effect"
 import type { Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
+import { failedChecks } from "./Checks.ts"
 import { decide, type Decision, newestComplete, observe, ownParts, type Reason } from "./Decision.ts"
 import { type Estimate, estimate, forecastOf } from "./Estimate.ts"
 import { changeOf, type Difference, differences, strongest } from "./KeyDifference.ts"
@@ -168,10 +169,14 @@ const planDecided = Effect.fnUntraced(function* (planning: Planning, stage: Reso
       return { ...entry, status: "blocked", message: decision.message } satisfies StagePlan
     case "Use": {
       const { acceptance, artifacts, key, reasons, record, status } = decision
-      planning.facts.set(
-        stage.name,
-        Object.fromEntries(Object.entries(artifacts).map(([port, { manifest }]) => [port, manifest.facts]))
-      )
+      const facts = Object.fromEntries(Object.entries(artifacts).map(([port, { manifest }]) => [port, manifest.facts]))
+      planning.facts.set(stage.name, facts)
+      const refused = failedChecks(stage, facts)
+      if (refused.length > 0) {
+        planning.decisions.delete(stage.name)
+        const message = `its result does not meet ${refused.map((check) => check.message).join("; ")}. Next: correct the check, or what the stage is made from`
+        return { ...entry, status: "blocked", key, from: record.run, message } satisfies StagePlan
+      }
       const used: StagePlan = { ...entry, status, key, from: record.run, reasons }
       return acceptance === undefined
         ? used

@@ -86,4 +86,17 @@ describe("plan", () => {
       )
     }).pipe(Effect.scoped)
   )
+
+  it.live("a result that a check refuses blocks its stage and what is below", () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      place.write(text.replace(", watch: seen.txt", ""))
+      yield* runHere(place)
+      place.write(text.replace(", watch: seen.txt } }", ' }, checks: ["length > 3"] }'))
+      const [a, b] = yield* planHere(place)
+      assert.strictEqual(a?.status, "blocked")
+      assert.match(a?.message ?? "", /does not meet check "length > 3" \(.*pipeline\.yaml:4:\d+\).*length is 1/u)
+      assert.match(b?.message ?? "", /^waits for a: /u)
+    }).pipe(Effect.scoped)
+  )
 })
