@@ -4,6 +4,7 @@ import { Manifest } from "../artifacts/Artifact.ts"
 import { KeyRecord } from "../artifacts/ArtifactStore.ts"
 import { documentOf, draft07, type SchemaNode } from "./JsonSchema.ts"
 import { pipelineSchema } from "./PipelineSchema.ts"
+import { PlanDocument } from "./PlanDocument.ts"
 import { RunEvent } from "./RunEvent.ts"
 import { RunRecord } from "./Runs.ts"
 import type { StageRegistry } from "./StageRegistry.ts"
@@ -20,6 +21,7 @@ export const fileSchemas = {
   run: written("tinyllama run record: runs/<run>/run.json", RunRecord),
   event: written("tinyllama journal event: a line of runs/<run>/events.jsonl", RunEvent),
   manifest: written("tinyllama artifact manifest: runs/store/artifacts/<digest>.json", Manifest),
+  plan: written("tinyllama plan: what plan --json prints and plan --out saves", PlanDocument),
   key: written("tinyllama key record: runs/store/keys/<stage key>.json", KeyRecord)
 } satisfies Readonly<Record<string, Effect.Effect<SchemaNode, never, StageRegistry>>>
 export type SchemaName = keyof typeof fileSchemas

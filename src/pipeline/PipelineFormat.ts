@@ -7,6 +7,7 @@ import { type Document, isCollection, isMap, isNode, isScalar, Lexer, parseDocum
 import { canonicalJson } from "../artifacts/CanonicalJson.ts"
 import { stageFields, topLevelFields } from "./Overlay.ts"
 import { loadPipelineText } from "./Pipeline.ts"
+import { settingsDigest } from "./Settings.ts"
 import { parseYaml, Source, toJson } from "./YamlSource.ts"
 
 /** Columns; what is written in braces or brackets and does not fit is written as a block. */
@@ -36,7 +37,7 @@ export const formatPipeline = Effect.fn("formatPipeline")(function* (input: {
   return yield* new FormatRefused({ file: input.file })
 })
 
-/** The file's values, and what it decodes to without profiles and with each of them, as one text. Positions have no part in it. */
+/** The file's values, and what it decodes to without profiles and with each of them, the order of stages too, as one text. */
 const meaning = Effect.fnUntraced(function* (input: {
   readonly file: string
   readonly text: string
@@ -48,18 +49,13 @@ const meaning = Effect.fnUntraced(function* (input: {
   const names = profiles?._tag === "mapping" ? Array.from(profiles.entries.keys()) : []
   const decoded = yield* Effect.forEach([[], ...names.map((name) => [name])], (profiles) =>
     Effect.map(Effect.result(loadPipelineText({ label: input.file, ...input, profiles })), (result) =>
-      Result.isSuccess(result) ? JSON.stringify({ ...result.success, text: "" }, withoutPlaces) : "invalid"
+      Result.isSuccess(result)
+        ? [settingsDigest(result.success), ...result.success.stages.map(({ name }) => name)].join(" ")
+        : "invalid"
     )
   )
   return [canonicalJson(toJson(root)), ...decoded].join("\n")
 })
-
-const places = new Set(["origins", "span", "place"])
-const withoutPlaces = (key: string, value: unknown): unknown => {
-  if (places.has(key)) return undefined
-  if (key === "type" && typeof value === "object" && value !== null && "name" in value) return value.name
-  return value
-}
 
 /** Undefined where the text is not YAML, or does not settle. */
 export const canonicalText = (text: string, reorder: boolean): string | undefined => {

@@ -99,8 +99,11 @@ const usesSchema = (types: ReadonlyArray<AnyStageType>): SchemaNode => ({
   ]
 })
 
-/** ./my-stage.ts, ../lib/stage.js, /opt/stage.ts, a package in a scope, or one whose name says that it holds stages. */
-const pluginPattern = /^(?:\.{1,2}\/|\/|@[\w.-]+\/[\w.-]+|[\w.-]*stage[\w.-]*$|[\w.-]+\/)/u
+/**
+ * ./my-stage.ts, ../lib/stage.js, /opt/stage.ts, a package in a scope, with a subpath, or with a hyphen or a dot in its name; "#name" of an export
+ * after it. A package of one plain word is left out: it could not be told from a slip in a type's name.
+ */
+export const pluginPattern = /^(?:\.{1,2}\/|\/|@[\w.-]+\/[\w.-]|[A-Za-z0-9][\w]*[-./#][\w.-])/u
 
 const anyBlock = (description: string): SchemaNode => ({ type: ["object", "null"], description })
 

@@ -2,6 +2,7 @@
 import { lstatSync, readFileSync, symlinkSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
+import { schemaNames } from "../../src/pipeline/FileSchemas.ts"
 import { folderWith, root, tinyllama } from "../end-to-end/command-line.ts"
 
 const good = `version: 1
@@ -24,7 +25,7 @@ describe("tinyllama schema", () => {
   })
 
   it("knows every schema of schemas/", async () => {
-    for (const name of ["run", "event", "manifest", "key"]) {
+    for (const name of schemaNames) {
       const { stdout } = await tinyllama(["schema", name])
       assert.strictEqual(stdout, readFileSync(join(root, `schemas/${name}.schema.json`), "utf8"))
     }

@@ -8,7 +8,7 @@ import { schemaNames, schemaText } from "../../src/pipeline/FileSchemas.ts"
 import { acceptingReferences, documentOf, withDefaults, withoutRequired } from "../../src/pipeline/JsonSchema.ts"
 import type { SchemaNode } from "../../src/pipeline/JsonSchema.ts"
 import { loadPipeline } from "../../src/pipeline/Pipeline.ts"
-import { pipelineSchema } from "../../src/pipeline/PipelineSchema.ts"
+import { pipelineSchema, pluginPattern } from "../../src/pipeline/PipelineSchema.ts"
 import { StageRegistry } from "../../src/pipeline/StageRegistry.ts"
 import * as registry from "../../src/stages/registry.ts"
 import { Manifest } from "../../src/artifacts/Artifact.ts"
@@ -100,6 +100,22 @@ describe("the schema of the pipeline file", () => {
       }
     }).pipe(Effect.scoped, Effect.provide(services))
   )
+})
+
+describe("uses", () => {
+  it("may name a file, a package or one of its exports, none of which looks like a slip in a type's name", () => {
+    for (const plugin of [
+      "./s.ts",
+      "../lib/s.mjs",
+      "/opt/s.js",
+      "@me/stages",
+      "my-stages",
+      "my-stages/clean#dedupe",
+      "./s.ts#b"
+    ])
+      assert.match(plugin, pluginPattern)
+    for (const slip of ["pretrian", "Tokenize", "", "sft ", "-x"]) assert.notMatch(slip, pluginPattern)
+  })
 })
 
 describe("schemas/", () => {

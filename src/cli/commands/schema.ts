@@ -2,14 +2,14 @@
 import { Effect } from "effect"
 import { Argument, Command } from "effect/cli"
 
-const names = ["pipeline", "run", "event", "manifest", "key"] as const
+const names = ["pipeline", "run", "event", "manifest", "plan", "key"] as const
 
 export const schemaCommand = Command.make(
   "schema",
   {
     name: Argument.Literals("name", names).pipe(
       Argument.withDefault("pipeline"),
-      Argument.withDescription("Whose: pipeline (where none is given), run, event, manifest, key")
+      Argument.withDescription("Whose: pipeline (where none is given), run, event, manifest, plan, key")
     )
   },
   Effect.fn(function* (flags) {
