@@ -9,6 +9,13 @@ export const runs = Flag.Directory("runs").pipe(
   Flag.withDescription("The folder that holds runs and their store")
 )
 
+export const paranoid = Flag.Boolean("paranoid").pipe(
+  Flag.withDefault(false),
+  Flag.withDescription(
+    "Read every byte of inputs and stored results again; without it unchanged sizes and times are trusted"
+  )
+)
+
 export const json = Flag.Boolean("json").pipe(
   Flag.withDefault(false),
   Flag.withDescription("Print JSON, made for programs")

@@ -1,5 +1,6 @@
 /** All that a run on this machine needs, over one runs folder; the caller adds Node's platform services and a StageRegistry. */
 import { Effect, Layer, Path } from "effect"
+import * as DigestCache from "../artifacts/DigestCache.ts"
 import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
 import { KeyLedger } from "./KeyLedger.ts"
 import * as LocalExecutor from "./LocalExecutor.ts"
@@ -9,15 +10,19 @@ import { Runs } from "./Runs.ts"
 export const layer = (options: {
   /** The runs folder; the first run makes it. */
   readonly runs: string
+  /** Reads every byte of inputs and of stored results again instead of trusting what the file system says of them. */
+  readonly paranoid?: boolean
   /** Entry of the worker processes; the program's own by default. */
   readonly worker?: string
 }) =>
   Layer.unwrap(
     Effect.map(Path.Path, (path) => {
       const root = path.resolve(options.runs)
+      const store = path.join(root, "store")
       return Layer.mergeAll(
+        options.paranoid === true ? Layer.empty : DigestCache.layer(store),
         Runs.layer(root),
-        KeyLedger.layer.pipe(Layer.provideMerge(ArtifactStore.layer(path.join(root, "store")))),
+        KeyLedger.layer.pipe(Layer.provideMerge(ArtifactStore.layer(store))),
         RunEvents.layer,
         LocalExecutor.layer(options.worker === undefined ? {} : { worker: options.worker })
       )

@@ -6,6 +6,7 @@ import { availableParallelism } from "node:os"
 import { Effect, Result, type Schema } from "effect"
 import type { Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
+import { FileDigests } from "../artifacts/DigestCache.ts"
 import { failedChecks } from "./Checks.ts"
 import { decide, type Decision, newestComplete, observe, ownParts, type Reason } from "./Decision.ts"
 import { type Estimate, estimate, forecastOf } from "./Estimate.ts"
@@ -117,6 +118,7 @@ export const observeAll = Effect.fnUntraced(function* (
     (stage) => Effect.map(Effect.result(observe(pipeline, stage)), (result) => [stage.name, result] as const),
     { concurrency: 4 }
   )
+  yield* (yield* FileDigests).save
   return new Map<string, Result.Result<Schema.Json, StageError>>(results)
 })
 

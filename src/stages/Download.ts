@@ -11,7 +11,7 @@ import { type DocumentFile, encodeList, listFile } from "../data/Documents.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { describe, plan, planLocal, type Planned } from "../data/DownloadPlan.ts"
 import { accessHint } from "../data/Hub.ts"
-import { sha256OfFile } from "../data/FileDigest.ts"
+import { sha256OfInput } from "../data/FileDigest.ts"
 import { download } from "../data/HttpDownload.ts"
 import { Source } from "../data/Sources.ts"
 import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
@@ -97,7 +97,7 @@ export const downloadStage = defineStage({
               Effect.forEach(
                 taken,
                 ({ from, source: path, place }) =>
-                  Effect.map(sha256OfFile(from.address, place), (sha256) => ({ path, sha256 })),
+                  Effect.map(sha256OfInput(from.address, place), (sha256) => ({ path, sha256 })),
                 { concurrency: 8 }
               )
             )

@@ -15,6 +15,7 @@ export const acceptCommand = Command.make(
     file: Flags.pipelineFile,
     ...Flags.overlays,
     runs: Flags.runs,
+    paranoid: Flags.paranoid,
     json: Flags.json,
     because: Flag.String("because").pipe(
       Flag.withMetavar("text"),
@@ -51,7 +52,7 @@ export const acceptCommand = Command.make(
           `Next: tinyllama plan ${flags.file}   shows what is below; accept ${stage} --revoke takes it back`
         ].join("\n")
       )
-    }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
+    }).pipe(Effect.provide(LocalRunner.layer(flags)))
   })
 ).pipe(Command.withDescription("Let an older result stand for changed parameters or inputs, on record"))
 

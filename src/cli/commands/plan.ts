@@ -17,6 +17,7 @@ export const planCommand = Command.make(
     ...Flags.selection,
     ...Flags.overlays,
     runs: Flags.runs,
+    paranoid: Flags.paranoid,
     json: Flags.json,
     exitCode: Flag.Boolean("exit-code").pipe(
       Flag.withDefault(false),
@@ -32,9 +33,7 @@ export const planCommand = Command.make(
     const pipeline = yield* Flags.loadPipeline(flags)
     const selection = Flags.toSelection(flags)
     const cpus = availableParallelism()
-    const planned = yield* Plan.plan(pipeline, selection, { cpus }).pipe(
-      Effect.provide(LocalRunner.layer({ runs: flags.runs }))
-    )
+    const planned = yield* Plan.plan(pipeline, selection, { cpus }).pipe(Effect.provide(LocalRunner.layer(flags)))
     const whole = totals(pipeline, planned.stages, cpus)
     const document = planDocument(pipeline, selection, planned.stages, whole)
     if (Option.isSome(flags.out)) yield* savePlan(flags.out.value, document)

@@ -19,6 +19,7 @@ export const runCommand = Command.make(
     ...Flags.selection,
     ...Flags.overlays,
     runs: Flags.runs,
+    paranoid: Flags.paranoid,
     json: Flags.json,
     plain: Flag.Boolean("plain").pipe(Flag.withDefault(false), Flag.withDescription("Plain lines, on a terminal too")),
     run: Flag.String("run").pipe(
@@ -53,7 +54,7 @@ export const runCommand = Command.make(
       })
       yield* finishDisplay
       return ran
-    }).pipe(Effect.scoped, Effect.provide(LocalRunner.layer({ runs: flags.runs })))
+    }).pipe(Effect.scoped, Effect.provide(LocalRunner.layer(flags)))
     if (!flags.json) yield* Console.log(summaryText(summary, pipeline))
     const code = Runner.exitCodeOf(summary)
     if (code !== 0) return yield* new Ended({ code })

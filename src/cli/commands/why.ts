@@ -13,6 +13,7 @@ export const whyCommand = Command.make(
     file: Flags.pipelineFile,
     ...Flags.overlays,
     runs: Flags.runs,
+    paranoid: Flags.paranoid,
     json: Flags.json
   },
   Effect.fn(function* (flags) {
@@ -22,7 +23,7 @@ export const whyCommand = Command.make(
       if (explanation === undefined) return
       if (flags.json) return yield* Console.log(JSON.stringify({ version: 1, ...explanation }))
       yield* Console.log(lines(explanation, "").join("\n"))
-    }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
+    }).pipe(Effect.provide(LocalRunner.layer(flags)))
   })
 ).pipe(
   Command.withDescription("Explain why a stage is fresh or stale: the fields that changed, here and above"),
