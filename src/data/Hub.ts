@@ -41,7 +41,7 @@ export const access = (endpoint: string | null): Effect.Effect<Access, StageErro
   )
 
 export const accessHint =
-  "set HF_TOKEN to the token of an account that may read this repository (and has accepted its terms)"
+  "set HF_TOKEN to the token of an account that may read this repository (and has accepted its terms); where the file names it under secrets, this stage must name it too"
 
 export interface Repository {
   readonly id: string

@@ -8,6 +8,8 @@ export interface Machine {
   /** Bytes. */
   readonly memory: number
   readonly gpus: number
+  /** Bytes free where artifacts are stored, now. */
+  readonly freeDisk: Effect.Effect<number>
 }
 
 export interface Grant {
@@ -15,7 +17,7 @@ export interface Grant {
 }
 
 export interface Capacity {
-  /** Waits for what the stage asks and holds it while `use` runs. More cores than there are means all; more memory or GPUs fails. */
+  /** Waits for what the stage asks and holds it while `use` runs. More cores than there are means all; more memory, disk or GPUs fails. */
   readonly withResources: <A, E, R>(
     asked: Resources,
     use: (grant: Grant) => Effect.Effect<A, E, R>
@@ -39,8 +41,9 @@ export const makeCapacity = Effect.fn("makeCapacity")(function* (machine: Machin
       if (asked.gpus > machine.gpus) {
         return impossible(`asks for ${asked.gpus} GPUs; ${machine.gpus} can be used here`, "resources.gpus")
       }
+      const enoughDisk = asked.disk === undefined ? Effect.void : needsDisk(asked.disk, machine.freeDisk)
       // Always taken in this order, so that two stages never wait for each other.
-      return use({ cpus }).pipe(
+      return Effect.andThen(enoughDisk, use({ cpus })).pipe(
         gpuPermits.withPermits(asked.gpus),
         memoryPermits.withPermits(mebibytes),
         cpuPermits.withPermits(cpus)
@@ -65,6 +68,18 @@ export const makeGroupLimits = (stages: ReadonlyArray<ResolvedStage>): GroupLimi
     within: (stage, use) => limits.get(stage.matrix?.group ?? "")?.withPermits(1)(use) ?? use
   }
 }
+
+const needsDisk = Effect.fnUntraced(function* (asked: number, freeDisk: Effect.Effect<number>) {
+  const free = yield* freeDisk
+  if (free >= asked) return
+  return yield* new StageError({
+    failure: "disk-full",
+    message: `asks for ${gibibytes(asked)} of disk; ${gibibytes(free)} are free where runs are stored`,
+    next: "free some space, lower resources.disk in the file, or store runs elsewhere with --runs"
+  })
+})
+
+const gibibytes = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`
 
 const impossible = (message: string, field: string) =>
   Effect.fail(

@@ -1,4 +1,5 @@
 /** Runs a pipeline: one fiber per stage, each waiting for those above it; siblings go on when one fails; everything complete is kept. */
+import { statfs } from "node:fs/promises"
 import { availableParallelism, hostname, totalmem } from "node:os"
 import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
@@ -223,7 +224,12 @@ const execute = Effect.fnUntraced(function* (
     run: info,
     emit,
     history: yield* (yield* KeyLedger).history(pipeline.name),
-    capacity: yield* makeCapacity({ cpus: options.cpus ?? availableParallelism(), memory: totalmem(), gpus: 0 }),
+    capacity: yield* makeCapacity({
+      cpus: options.cpus ?? availableParallelism(),
+      memory: totalmem(),
+      gpus: 0,
+      freeDisk: freeDisk(runs.root)
+    }),
     groups: makeGroupLimits(stages),
     secrets,
     stop: Deferred.await(stopRequested),
@@ -253,6 +259,13 @@ const execute = Effect.fnUntraced(function* (
   }
   return summary
 })
+
+/** Unknown where the file system does not tell: then nothing is refused. */
+const freeDisk = (folder: string): Effect.Effect<number> =>
+  Effect.tryPromise(() => statfs(folder)).pipe(
+    Effect.map(({ bavail, bsize }) => bavail * bsize),
+    Effect.orElseSucceed(() => Number.POSITIVE_INFINITY)
+  )
 
 const statusOf = (summaries: ReadonlyArray<StageSummary>): RunStatus =>
   summaries.some(({ outcome }) => outcome === "preempted")

@@ -52,12 +52,13 @@ export const resolveSelection = (
     }
     const { message, suggestion, unknown } = found.failure
     const hint =
-      suggestion === undefined ? `stages are ${known.candidates.join(", ")}` : `did you mean "${suggestion}"?`
-    return Result.fail(
-      new UsageError({
-        message: `${option} ${name}: ${unknown ? "no such stage" : message} in ${pipeline.file}; ${hint}`
-      })
-    )
+      suggestion !== undefined
+        ? `; did you mean "${suggestion}"?`
+        : unknown
+          ? `; stages are ${known.candidates.join(", ")}`
+          : ""
+    const fault = unknown ? "no such stage" : message
+    return Result.fail(new UsageError({ message: `${option} ${name}: ${fault} in ${pipeline.file}${hint}` }))
   }
   /** The stages that a name stands for: all instances of a matrix for the name of its block. */
   const stagesOf = (...written: ReadonlyArray<string>) => written.flatMap((name) => named.get(name) ?? [])

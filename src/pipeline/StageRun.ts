@@ -230,8 +230,11 @@ const attempts = Effect.fnUntraced(function* (
       return { _tag: "Preempted", message: error.message, attempts: failures } satisfies StageResult
     const delay = (yield* context.stopping) ? undefined : yield* retryDelay(stage.retry, error.failure, failures)
     yield* announceFailure(context, stage, number, error, delay === undefined ? undefined : Duration.toSeconds(delay))
-    if (delay === undefined)
+    if (delay === undefined) {
+      // Before what this attempt held goes to the next stage, which must not begin any more.
+      yield* Deferred.succeed(context.failed, stage.name)
       return { _tag: "Failed", error, attempts: failures, seconds: yield* since(began) } satisfies StageResult
+    }
     yield* Effect.timeoutOption(context.stop, delay)
   }
 })

@@ -41,7 +41,7 @@ export const stopFailure = (rules: ReadonlyArray<StopRule>, reading: Reading): S
   if (rule === undefined) return undefined
   const values = namesIn(rule.expression).flatMap((segments) => {
     const value = lookup(segments)
-    return Result.isSuccess(value) ? [`${segments.join(".")} is ${value.success ?? "nan"}`] : []
+    return Result.isSuccess(value) ? [`${segments.join(".")} is ${shortNumber(value.success)}`] : []
   })
   const { done, total, unit } = reading
   const step = singular(unit) === "step" ? undefined : reading.metrics["step"]
@@ -52,6 +52,10 @@ export const stopFailure = (rules: ReadonlyArray<StopRule>, reading: Reading): S
     next: "change what made it diverge, most often a lower learning rate; with a corrected rule it goes on from where it stopped"
   })
 }
+
+/** Six digits say enough of a metric. */
+const shortNumber = (value: unknown): string =>
+  value === null ? "nan" : typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value)
 
 /** The unit of the progress itself, or a metric that counts: "steps" is read from the metric step. */
 const begun = (after: StopRule["after"], { done, metrics, unit }: Reading): boolean => {

@@ -1,5 +1,5 @@
 /** checks: they gate what is published, judge what is stored, and cost no work when they were wrong. */
-import { existsSync, readdirSync } from "node:fs"
+import { existsSync, readdirSync, rmSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
@@ -87,6 +87,23 @@ describe("a run with checks", () => {
       assert.deepStrictEqual(outcomes(published), { a: "done", b: "done" })
       assert.deepStrictEqual(record.started, ["a", "b"], "the work of a was done once")
       assert.deepStrictEqual(stored(place, "work"), [])
+    }).pipe(Effect.scoped)
+  )
+
+  it.live("a kept result that is not whole is made again", () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      for (const part of ["result.json", join("output", "documents")]) {
+        place.write(text("length > 5"))
+        const record = newRecord()
+        yield* runHere(place, {}, record)
+        const [key = ""] = stored(place, "work")
+        rmSync(join(place.runs, "store", "work", key, ".held", part), { recursive: true })
+        place.write(text("length > 4"))
+        assert.deepStrictEqual(outcomes(yield* runHere(place, {}, record)), { a: "done", b: "done" })
+        assert.deepStrictEqual(record.started, ["a", "a", "b"])
+        rmSync(place.runs, { recursive: true })
+      }
     }).pipe(Effect.scoped)
   )
 

@@ -118,6 +118,10 @@ describe("a run", () => {
       place.write(`${head}  a: { uses: write, with: { text: a }, resources: { gpus: 8 } }\n`)
       const summary = yield* runHere(place)
       assert.match(summary.stages[0]?.failure?.message ?? "", /asks for 8 GPUs; 0 can be used here/u)
+      place.write(`${head}  a: { uses: write, with: { text: a }, resources: { disk: 9000TiB } }\n`)
+      const disk = (yield* runHere(place)).stages[0]?.failure
+      assert.strictEqual(disk?.failure, "disk-full")
+      assert.match(disk?.message ?? "", /asks for 9216000\.0 GiB of disk; [\d.]+ GiB are free where runs are stored/u)
     }).pipe(Effect.scoped)
   )
 
