@@ -13,11 +13,11 @@ import { parseYaml, Source, toJson } from "./YamlSource.ts"
 /** Columns; what is written in braces or brackets and does not fit is written as a block. */
 const WIDTH = 160
 
-/** The formatted text would not mean what the file means: a fault of the formatter. The file is left as it is. Exit code 1. */
+/** The formatted text would not mean what the file means, or lack a comment: a fault of the formatter. The file is left as it is. Exit code 1. */
 export class FormatRefused extends Schema.TaggedError<FormatRefused>()("FormatRefused", { file: Schema.String }) {
   readonly next = "leave it as it is, and report the file: the formatter is at fault, not you"
   override get message(): string {
-    return `${this.file}: formatting would change what the file means, so nothing was written`
+    return `${this.file}: formatting would change what the file means or lose a comment, so nothing was written`
   }
 }
 
@@ -32,7 +32,8 @@ export const formatPipeline = Effect.fn("formatPipeline")(function* (input: {
   for (const reorder of [true, false]) {
     // Moving a key may bring an alias in front of its anchor: then the order stays.
     const text = canonicalText(input.text, reorder)
-    if (text !== undefined && (yield* meaning({ ...input, text })) === wanted) return text
+    if (text === undefined || comments(text) !== comments(input.text)) continue
+    if ((yield* meaning({ ...input, text })) === wanted) return text
   }
   return yield* new FormatRefused({ file: input.file })
 })
@@ -56,6 +57,16 @@ const meaning = Effect.fnUntraced(function* (input: {
   )
   return [canonicalJson(toJson(root)), ...decoded].join("\n")
 })
+
+/** Every comment, sorted: they may move along with the keys below them. */
+const comments = (text: string): string => {
+  const tokens = Array.from(new Lexer().lex(text))
+  const found = tokens.filter((token, index) => token.startsWith("#") && tokens[index - 1] !== scalarMark)
+  return found
+    .map((comment) => comment.trim())
+    .sort()
+    .join("\n")
+}
 
 /** Undefined where the text is not YAML, or does not settle. */
 export const canonicalText = (text: string, reorder: boolean): string | undefined => {
@@ -95,16 +106,18 @@ const print = (document: Document.Parsed): string => {
 const scalarMark = "\u001f"
 const lexerMarks = ["\u0002", "\u0018", scalarMark]
 
-/** [ a, b ] → [a, b]; braces keep their spaces. */
+/** [ a, b ] → [a, b], braces keep their spaces; and of several blank lines one. */
 const tighten = (text: string): string => {
   const tokens = Array.from(new Lexer().lex(text))
-  const isScalarText = (index: number) => tokens[index - 1] === scalarMark
   return tokens
     .filter((token, index) => {
+      const [before, after] = [tokens[index - 1], tokens[index + 1]]
       if (lexerMarks.includes(token)) return false
-      if (!/^ +$/u.test(token) || isScalarText(index)) return true
-      const opens = tokens[index - 1] === "[" && !tokens[index + 1]?.startsWith("#")
-      const closes = tokens[index + 1] === "]" && tokens[index - 1] !== "\n"
+      if (before === scalarMark) return true
+      if (token === "\n") return before !== "\n" || tokens[index - 2] !== "\n"
+      if (!/^ +$/u.test(token)) return true
+      const opens = before === "[" && !after?.startsWith("#")
+      const closes = after === "]" && before !== "\n"
       return !opens && !closes
     })
     .join("")

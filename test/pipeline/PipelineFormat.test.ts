@@ -96,6 +96,38 @@ version: 1
     })
   )
 
+  it.effect("keeps comments in odd places, and of several blank lines one", () =>
+    Effect.gen(function* () {
+      const text = `# c1
+
+
+version: 1
+name: t
+stages:
+  a: {uses: write, with: {text: x}}
+  b:
+    uses: join
+    in: # c2
+      # c3
+
+
+      # c4
+      documents: [ # c5
+          a.documents # c6
+          , # c7
+          a.documents, # c8
+          ] # c9
+    # c10
+# c11`
+      const formatted = yield* format(text)
+      assert.deepStrictEqual(
+        formatted.match(/# c\d+/gu),
+        Array.from({ length: 11 }, (_, index) => `# c${index + 1}`)
+      )
+      assert.notInclude(formatted, "\n\n\n")
+    })
+  )
+
   it.effect("is not made of a file that does not decode", () =>
     Effect.gen(function* () {
       const error = yield* Effect.flip(format("version: 1\nname: t\nstages: { a: { uses: wrte } }\n"))
