@@ -1,5 +1,5 @@
 /** `stop_if`: conditions on live metrics that end an attempt as diverged, before more time goes into it. */
-import { Result } from "effect"
+import { Result, type Schema } from "effect"
 import { decodeConditions } from "./Checks.ts"
 import type { Diagnostic } from "./Diagnostics.ts"
 import { type Condition, decideCondition, type Lookup, namesIn } from "./Expression.ts"
@@ -54,8 +54,8 @@ export const stopFailure = (rules: ReadonlyArray<StopRule>, reading: Reading): S
 }
 
 /** Six digits say enough of a metric. */
-const shortNumber = (value: unknown): string =>
-  value === null ? "nan" : typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value)
+const shortNumber = (value: Schema.Json): string =>
+  value === null ? "nan" : typeof value === "number" ? String(Number(value.toPrecision(6))) : JSON.stringify(value)
 
 /** The unit of the progress itself, or a metric that counts: "steps" is read from the metric step. */
 const begun = (after: StopRule["after"], { done, metrics, unit }: Reading): boolean => {

@@ -118,7 +118,7 @@ describe("a matrix", () => {
       const overrides = ["base.matrix.seed=[7]", "base.with.wait=3"]
       const text = `${sweep}profiles: { quick: { vars: { rates: [5e-4] }, stages: { base: { max_parallel: 1 } } } }\n`
         .replace('"base[lr=1e-3].documents", "base[lr=0.002,seed=1].documents"', "base.documents")
-        .replace(', extra: "base[seed=2,lr=\${matrix.lr}].documents"', "")
+        .replace(', extra: "base[seed=2,lr=${matrix.lr}].documents"', "")
       const pipeline = yield* load(text, { profiles: ["quick"], overrides })
       assert.deepStrictEqual(
         pipeline.stages.map(({ name }) => name),
