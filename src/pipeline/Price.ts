@@ -9,7 +9,7 @@ export const priceForm = '"$2.50/h", or { per_hour: 2.5, currency: "$" }'
 /** "$2.50/h", "2.5 EUR/h", "EUR 2.5 / hour". */
 export const parsePrice = (text: string): Price | undefined => {
   const [, before = "", amount = "", after = ""] =
-    /^\s*([^\d\s./]{0,4})\s*(\d+(?:\.\d+)?)\s*([^\d\s./]{0,4})\s*\/\s*(?:h|hour)\s*$/u.exec(text) ?? []
+    /^\s*([^\d\s./+-]{0,4})\s*(\d+(?:\.\d+)?)\s*([^\d\s./+-]{0,4})\s*\/\s*(?:h|hour)\s*$/u.exec(text) ?? []
   const currency = before === "" ? after : before
   const one = (before === "") !== (after === "")
   return amount === "" || !one ? undefined : { perHour: Number(amount), currency }

@@ -105,7 +105,8 @@ const fault = (
     return `the secret ${name} of ${listed(users)} has fewer than ${shortest} characters, so it cannot be told from ordinary text and kept out of logs. Next: use a longer one`
   }
   const written = [pipeline.text, ...pipeline.overrides, ...pipeline.stages.map(({ params }) => JSON.stringify(params))]
-  if (!written.some((text) => text.includes(value))) return undefined
+  const forms = [value, JSON.stringify(value).slice(1, -1)]
+  if (!written.some((text) => forms.some((form) => text.includes(form)))) return undefined
   return `the value of the secret ${name} stands in the pipeline (${pipeline.file} or -S), where keys and run folders would keep it. Next: take it out, and replace the secret if the file was shared`
 }
 

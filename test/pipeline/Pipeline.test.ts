@@ -362,4 +362,32 @@ profiles:
       assert.include(resolved, '"text":{"value":"bye world","from":"-S vars.word=bye"}')
     })
   )
+
+  it.effect("what comes from defaults, lists and profiles has its origin too", () =>
+    Effect.gen(function* () {
+      const more = `${text.replace("profiles:\n", 'price: "$2/h"\nsecrets: [HF_TOKEN, OTHER]\nprofiles:\n')}  cloud: { price: { per_hour: 9 } }\n`
+      const pipeline = yield* load(more.replace("grace: 5m", "grace: 5m, secrets: [OWN, OTHER], checks: length > 1"), {
+        profiles: ["cloud"]
+      })
+      const { price, stages, vars, ...rest } = JSON.parse(JSON.stringify(describeOrigins(pipeline)))
+      const at = (line: number) => new RegExp(`pipeline\\.yaml:${line}:\\d+$`, "u")
+      assert.deepStrictEqual([price.per_hour.value, price.currency.value], [9, "$"])
+      assert.match(price.per_hour.from, /:\d+:\d+ \(profile cloud\)$/u)
+      assert.match(vars.lr.peak.from, at(4))
+      assert.match(rest.secrets[1].from, at(12))
+      const { first, second } = stages
+      assert.match(first.retry.times.from, at(5))
+      assert.strictEqual(first.retry.jitter.from, "default")
+      assert.match(first.timeout.from, at(5))
+      assert.match(second.retry.times.from, at(9))
+      assert.deepStrictEqual(pipeline.stages.find(({ name }) => name === "second")?.secrets, [
+        "OWN",
+        "OTHER",
+        "HF_TOKEN"
+      ])
+      assert.match(second.secrets[1].from, /:9:\d+$/u)
+      assert.match(second.secrets[2].from, at(12))
+      assert.match(second.checks[0].from, /:9:\d+$/u)
+    })
+  )
 })
