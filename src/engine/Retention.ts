@@ -25,6 +25,15 @@ export interface RetentionPlan {
 export const isScheduled = ({ saveEvery, totalSteps }: RetentionPlan, step: number): boolean =>
   step === totalSteps || (saveEvery > 0 && step % saveEvery === 0)
 
+/** The newest `keep` scheduled steps up to `step`. */
+const newestScheduled = ({ keep, saveEvery, totalSteps }: RetentionPlan, step: number): ReadonlyArray<number> => {
+  const steps: Array<number> = step === totalSteps && step > 0 ? [step] : []
+  if (saveEvery > 0)
+    for (let at = step - (step % saveEvery); at > 0 && steps.length < keep; at -= saveEvery)
+      if (at !== totalSteps) steps.push(at)
+  return steps
+}
+
 /** Whether a run validates after `step` whatever its length. */
 export const isRegularValidation = (validateEvery: number, step: number): boolean =>
   step === 0 || (validateEvery > 0 && step % validateEvery === 0)
@@ -54,8 +63,7 @@ export const retainedSteps = (
   step: number,
   validations: ReadonlyArray<Measured>
 ): ReadonlyArray<number> => {
-  const steps = new Set<number>()
-  for (let at = step; at > 0 && steps.size < plan.keep; at--) if (isScheduled(plan, at)) steps.add(at)
+  const steps = new Set(newestScheduled(plan, step))
   const own = best(validations)
   if (own !== undefined) steps.add(own.step)
   if (canBeContinued(plan.schedule)) {

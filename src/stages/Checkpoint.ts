@@ -4,13 +4,18 @@
  */
 import { Effect, Path, Schema } from "effect"
 import { folderName, stepsBelow, type TrainingProgress, verifyCheckpoint, WEIGHTS } from "../engine/Checkpoints.ts"
+import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { parameterCount } from "../model/Architecture.ts"
 import { readShape, tensorsOf, writeWeights } from "../model/HuggingFace.ts"
 import { readSafetensors } from "../model/Safetensors.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { makeAnew, modelFailure, stageOf, stopIfRequested } from "./ModelArtifact.ts"
+import { forecastCheckpoint } from "./ModelForecast.ts"
 import { AtLeast } from "./TrainingParameters.ts"
+
+/** Bytes a second, read and hashed or written. */
+const CHECKPOINT_RATE = 300e6
 
 const Select = Schema.Union([
   Schema.Literals(["last", "best"]),
@@ -129,7 +134,7 @@ const average = (all: ReadonlyArray<Float32Array>): Float32Array => {
 
 export const checkpointStage = defineStage({
   name: "checkpoint",
-  version: 1,
+  version: 2,
   describe: "Chooses weights from a training run, verifies them, and leaves the optimizer's state behind.",
   params: {
     select: parameter(Select, {
@@ -145,6 +150,8 @@ export const checkpointStage = defineStage({
     (typeof checkpoint["validation_loss"] === "number"
       ? `, validation loss ${checkpoint["validation_loss"].toFixed(3)}`
       : ""),
+  forecast: ({ select }, { state }) => forecastCheckpoint(select, state[0]),
+  modelSeconds: ({ amount }) => secondsOfBytes(amount, CHECKPOINT_RATE),
   run: Effect.fn("checkpoint")(function* (context) {
     const { inputs, log, params, warn } = context
     const input = inputs.state
@@ -193,7 +200,8 @@ export const checkpointStage = defineStage({
         steps: chosen.map(({ step }) => step),
         tokenizer: input.facts["tokenizer"] ?? null,
         tokenizer_digest: input.facts["tokenizer_digest"] ?? null,
-        context_length: shape.max_position_embeddings
+        context_length: shape.max_position_embeddings,
+        shape
       }
     }
   })

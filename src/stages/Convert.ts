@@ -8,7 +8,9 @@ import { Precision } from "../model/HfConfig.ts"
 import { dtypeOf, readHfModel, writeHfModel } from "../model/HuggingFace.ts"
 import { encodeFloats } from "../model/Safetensors.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
-import { ggufHeadline, GgufTypes, makeGgufFiles } from "./GgufFiles.ts"
+import { secondsOfBytes } from "../engine/MachineSpeed.ts"
+import { ggufHeadline, GgufTypes, makeGgufFiles, REWRITE_RATE } from "./GgufFiles.ts"
+import { forecastConvert } from "./ModelForecast.ts"
 import { modelFailure, openModelArtifact, stopIfRequested, vocabularyOf } from "./ModelArtifact.ts"
 
 /** Largest magnitude that fp16 rounds to a number. */
@@ -55,6 +57,8 @@ export const convertStage = defineStage({
     [...(typeof model["dtype"] === "string" ? [`safetensors in ${model["dtype"]}`] : []), ggufHeadline(gguf)]
       .filter((part) => part !== "")
       .join(", "),
+  forecast: (params, { checkpoint }, previous) => forecastConvert(params, checkpoint[0], previous?.outputs["gguf"]),
+  modelSeconds: ({ amount }) => secondsOfBytes(amount, REWRITE_RATE),
   run: Effect.fn("convert")(function* (context) {
     const { inputs, params } = context
     const input = inputs.checkpoint
@@ -114,6 +118,6 @@ export const convertStage = defineStage({
       types: params.gguf,
       earlier: { result: context.previous?.outputs["gguf"], work: context.previous?.work }
     })
-    return { model, gguf }
+    return { model: { ...model, shape }, gguf }
   })
 })

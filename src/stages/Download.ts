@@ -13,8 +13,14 @@ import { describe, plan, planLocal, type Planned } from "../data/DownloadPlan.ts
 import { accessHint } from "../data/Hub.ts"
 import { sha256OfInput } from "../data/FileDigest.ts"
 import { download } from "../data/HttpDownload.ts"
+import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { Source } from "../data/Sources.ts"
 import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
+import { forecastDownload } from "./TextForecast.ts"
+
+/** Bytes a second: of a usual line to a hub, 200 Mbit/s; of copying and hashing on a disk of today. */
+const NETWORK_RATE = 25e6
+const COPY_RATE = 300e6
 
 /** Copies in pieces, hashing on the way. */
 const copy = async (
@@ -96,13 +102,24 @@ export const downloadStage = defineStage({
             Effect.flatMap(({ taken }) =>
               Effect.forEach(
                 taken,
-                ({ from, source: path, place }) =>
-                  Effect.map(sha256OfInput(from.address, place), (sha256) => ({ path, sha256 })),
+                ({ bytes, from, source: path, place }) =>
+                  Effect.map(sha256OfInput(from.address, place), (sha256) => ({ path, bytes, sha256 })),
                 { concurrency: 8 }
               )
             )
           )
     ),
+
+  forecast: ({ sources }, _, previous, observed) =>
+    forecastDownload(
+      sources,
+      observed,
+      previous === undefined
+        ? undefined
+        : { sources: previous.params.sources, documents: previous.outputs["documents"] }
+    ),
+  modelSeconds: ({ amount }, { sources }) =>
+    secondsOfBytes(amount, sources.some(({ path }) => path === undefined) ? NETWORK_RATE : COPY_RATE),
 
   run: Effect.fn("download")(function* (context) {
     const { sources, endpoint } = context.params

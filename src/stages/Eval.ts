@@ -9,6 +9,7 @@ import { readList } from "../data/Documents.ts"
 import { openSplit } from "../data/PackedDataset.ts"
 import { parameterCount } from "../model/Architecture.ts"
 import { readShape } from "../model/HuggingFace.ts"
+import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { openScorer } from "../engine/Scorer.ts"
 import { isDiskFull } from "../engine/StorageFailure.ts"
 import { loadTokenizer, type Tokenizer } from "../engine/Tokenizer.ts"
@@ -21,6 +22,7 @@ import { type Item, multipleChoice, questions, readItems } from "../evaluation/t
 import { perplexityTask, spread } from "../evaluation/tasks/Perplexity.ts"
 import { tokenBytes } from "../evaluation/TokenBytes.ts"
 import { type Decoded, defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+import { forecastEval } from "./ModelForecast.ts"
 import { AtLeast } from "./TrainingParameters.ts"
 import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
@@ -194,6 +196,8 @@ export const evalStage = defineStage({
   outputs: { report: { type: "EvalReport", describe: "report.json and report.md: every model on every task." } },
   cpus: "all",
   headline: ({ report }) => (Array.isArray(report["models"]) ? report["models"].map(modelHeadline).join("; ") : ""),
+  forecast: (asked, { data, models, questions }) => forecastEval(asked, { data, models, questions }),
+  modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
   resumePoint: Effect.fn("eval.resumePoint")(function* (work) {
     let rows = 0
     for (const name of yield* namesIn(work))

@@ -7,8 +7,13 @@ import { countIn } from "../artifacts/Artifact.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { type DatasetMetadata, openSplitWriter, type Split } from "../data/PackedDataset.ts"
 import { holdOut, interleave, type Share, shareOut, Source, TokenStream } from "../data/Packing.ts"
+import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { factsOf, readShard, type TokenPolicy, type TokenShardsFacts } from "../data/TokenShards.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+import { forecastPack } from "./TextForecast.ts"
+
+/** Bytes of tokens a second: each is read, checked, copied, hashed and written once. */
+const PACK_RATE = 100e6
 
 const invalid = (message: string, next: string): StageError =>
   new StageError({ failure: "invalid-input", message, next })
@@ -124,6 +129,8 @@ export const packStage = defineStage({
   outputs: { dataset: { type: "PackedDataset", describe: "blocks to train on and to validate with" } },
   headline: ({ dataset }) =>
     `${countIn(dataset, "train_blocks")} blocks of ${countIn(dataset, "seq_len")} tokens to train on, ${countIn(dataset, "validation_blocks")} to validate with`,
+  forecast: (params, { tokens }) => forecastPack(params, tokens),
+  modelSeconds: ({ amount }) => secondsOfBytes(amount, PACK_RATE),
 
   run: Effect.fn("pack")(function* (context) {
     const { seq_len, validation, seed } = context.params

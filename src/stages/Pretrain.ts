@@ -6,6 +6,7 @@ import { Effect, FileSystem, Path, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
 import { openSplit, type PackedDataset } from "../data/PackedDataset.ts"
 import { sampleAt } from "../data/SampleOrder.ts"
+import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
@@ -13,6 +14,7 @@ import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/
 import { toHfConfig } from "../model/HfConfig.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { budgetChange, keepChange } from "./TrainingChange.ts"
+import { forecastPretrain, scheduleOf } from "./TrainingForecast.ts"
 import {
   AtLeast,
   Fraction,
@@ -175,6 +177,13 @@ export const pretrainStage = defineStage({
         : ""
     return `${countIn(state, "parameters")} parameters, ${countIn(state, "tokens")} tokens${fall}`
   },
+  forecast: (params, { data }, previous) =>
+    forecastPretrain(
+      params,
+      data[0],
+      previous === undefined ? undefined : { params: previous.params, state: previous.outputs["state"] }
+    ),
+  modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
   run: Effect.fn("pretrain")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { model: shape, seed } = params
@@ -221,20 +230,13 @@ export const pretrainStage = defineStage({
         }),
       validation: Effect.succeed(validation)
     }
-    const { lr, optimizer } = params
+    const { optimizer } = params
     const outcome = yield* train(
       model,
       {
         totalSamples,
         samplesPerStep,
-        schedule: {
-          kind: lr.schedule,
-          peak: lr.peak,
-          minimum: lr.min,
-          warmupSteps: lr.warmup_steps,
-          totalSteps,
-          decayFraction: lr.decay_fraction
-        },
+        schedule: scheduleOf(params, totalSteps),
         optimizer: {
           beta1: optimizer.beta1,
           beta2: optimizer.beta2,
@@ -270,6 +272,7 @@ export const pretrainStage = defineStage({
         first_validation_loss: state.first_validation_loss,
         validation_loss: state.validation?.loss ?? null,
         parameters: parameterCount(shape),
+        shape,
         tokenizer: data.metadata.tokenizer,
         tokenizer_digest: data.metadata.tokenizer_digest
       }

@@ -15,6 +15,7 @@ import {
 } from "../data/Conversations.ts"
 import { sampleAt } from "../data/SampleOrder.ts"
 import { ScheduleKind } from "../engine/Schedule.ts"
+import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { loadTokenizer } from "../engine/Tokenizer.ts"
 import { train, type TrainingBatch } from "../engine/Trainer.ts"
@@ -23,6 +24,7 @@ import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
+import { forecastSft } from "./TrainingForecast.ts"
 import { epochsChange } from "./TrainingChange.ts"
 import { AtLeast, Fraction, NotNegative, Positive, clip, log_every, save_every_seconds } from "./TrainingParameters.ts"
 
@@ -93,7 +95,7 @@ const holdOut = <A>(rows: ReadonlyArray<A>, fraction: number, seed: number) => {
 
 export const sftStage = defineStage({
   name: "sft",
-  version: 1,
+  version: 2,
   describe:
     "Fine-tunes a checkpoint on conversations and writes a Hugging Face folder that chats; resumes bit for bit.",
   cpus: "all",
@@ -168,6 +170,8 @@ export const sftStage = defineStage({
     const loss = model["training_loss"]
     return `${countIn(model, "conversations")} conversations, ${countIn(model, "steps")} steps${typeof loss === "number" ? `, loss ${loss.toFixed(3)}` : ""}`
   },
+  forecast: (params, { base, conversations }) => forecastSft(params, base[0], conversations[0]),
+  modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
   run: Effect.fn("sft")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { seed } = params
@@ -275,6 +279,7 @@ export const sftStage = defineStage({
     return {
       model: {
         ...facts,
+        shape,
         conversations: conversations.length,
         truncated,
         steps: state.step,

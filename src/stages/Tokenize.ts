@@ -11,8 +11,13 @@ import { readList } from "../data/Documents.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { sha256OfFile } from "../data/FileDigest.ts"
 import { Delimiter, Shard, ShardBuilder, shardName, type TokenPolicy, writeShard } from "../data/TokenShards.ts"
+import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+import { forecastTokenize } from "./TextForecast.ts"
+
+/** Bytes of text a second on the one core that it takes: the tokenizer's 40 to 50 MB/s (docs/performance.md), and reading, digests, writing. */
+const TOKENIZE_RATE = 15e6
 
 /** Where the reader stands after a shard, and the shard itself: what the next attempt needs. */
 const Finished = Schema.fromJsonString(
@@ -77,6 +82,8 @@ export const tokenizeStage = defineStage({
   inputs: { documents: { type: "Documents", many: true, describe: "text files and jsonl, taken in order" } },
   outputs: { tokens: { type: "TokenShards", describe: "token ids of every document" } },
   headline: ({ tokens }) => `${countIn(tokens, "tokens")} tokens of ${countIn(tokens, "documents")} documents`,
+  forecast: ({ bos, eos, tokenizer }, { documents }) => forecastTokenize({ tokenizer, bos, eos }, documents),
+  modelSeconds: ({ amount }) => secondsOfBytes(amount, TOKENIZE_RATE),
 
   run: Effect.fn("tokenize")(function* (context) {
     const { bos, eos, shard_bytes } = context.params

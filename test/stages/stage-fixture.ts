@@ -84,7 +84,8 @@ export const artifactOf = (type: ArtifactType, folder: string, facts: Facts, ori
   origin
 })
 
-const decodeParameters = Effect.fnUntraced(function* (
+/** Parameters as a stage sees them, from what a file would write. */
+export const decodeParameters = Effect.fnUntraced(function* (
   stage: AnyStageType,
   params: Readonly<Record<string, unknown>>
 ): Effect.fn.Return<Record<string, unknown>, Schema.SchemaError> {

@@ -1,0 +1,162 @@
+/** Forecasts of the stages that train: arithmetic, checkpoints and memory follow from the model's shape and the budget. */
+import type { Facts } from "../artifacts/Artifact.ts"
+import { keptBranch, retainedSteps } from "../engine/Retention.ts"
+import { agreedSteps, type LearningRateSchedule } from "../engine/Schedule.ts"
+import { type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
+import { checkpointBytes, hfModelBytes, trainingMemory } from "../model/ModelSizes.ts"
+import type { Extent, Forecast } from "../pipeline/StageType.ts"
+import { factsOf, numberIn, passedOn, shapeIn } from "./KnownFacts.ts"
+import { BYTES_PER_TOKEN } from "./TextForecast.ts"
+
+/** A line of metrics.jsonl. */
+const METRICS_LINE_BYTES = 150
+/** Beside those that stay: one saved for resuming alone, and the one that is being written. */
+const TRANSIENT_CHECKPOINTS = 2
+/** The best of all, and what a continuation needs: the best one that a longer run shares, and that of the decay's start. */
+const BEST_CHECKPOINTS = 1
+const CONTINUATION_CHECKPOINTS = 2
+const flopsPerToken = trainingFlops["6(N - E) + 6LAT"]
+/** A forward pass is a third of a forward and backward pass. */
+const SCORING_SHARE = 1 / 3
+
+export const forwardFlops = (shape: ModelShape, length: number): number => flopsPerToken(shape, length) * SCORING_SHARE
+
+interface PretrainParams {
+  readonly model: ModelShape
+  readonly max_tokens: number
+  readonly batch_tokens: number
+  readonly micro_batch: number
+  readonly validate_every: number
+  readonly validation_blocks: number
+  readonly save_every: number
+  readonly keep: number
+  readonly lr: {
+    readonly peak: number
+    readonly min: number
+    readonly warmup_steps: number
+    readonly schedule: LearningRateSchedule["kind"]
+    readonly decay_fraction: number
+  }
+}
+
+/** Steps, and tokens of each, that a budget gives; undefined where not even one step fits. */
+const stepsOf = ({ batch_tokens, max_tokens }: PretrainParams, seqLen: number) => {
+  const tokensPerStep = Math.floor(batch_tokens / seqLen) * seqLen
+  const totalSteps = tokensPerStep > 0 ? Math.floor(max_tokens / tokensPerStep) : 0
+  return totalSteps > 0 ? { tokensPerStep, totalSteps } : undefined
+}
+
+export const scheduleOf = ({ lr }: Pick<PretrainParams, "lr">, totalSteps: number): LearningRateSchedule => ({
+  kind: lr.schedule,
+  peak: lr.peak,
+  minimum: lr.min,
+  warmupSteps: lr.warmup_steps,
+  totalSteps,
+  decayFraction: lr.decay_fraction
+})
+
+const retentionOf = (params: PretrainParams, totalSteps: number) => ({
+  totalSteps,
+  schedule: scheduleOf(params, totalSteps),
+  saveEvery: params.save_every,
+  validateEvery: params.validate_every,
+  keep: params.keep
+})
+
+/** The step that a finished older run is continued from: its last, or that of its decay's start. */
+const continuedAt = (
+  params: PretrainParams,
+  totalSteps: number,
+  previous: { readonly params: PretrainParams; readonly steps: number } | undefined
+): Extent | undefined => {
+  if (previous === undefined) return undefined
+  const before = retentionOf(previous.params, previous.steps)
+  const common = Math.min(agreedSteps(before.schedule, scheduleOf(params, totalSteps)), totalSteps)
+  const step = [previous.steps, keptBranch(before)].find((saved) => saved !== undefined && saved <= common)
+  return step === undefined ? undefined : { done: step, total: totalSteps, unit: "steps" }
+}
+
+export const forecastPretrain = (
+  params: PretrainParams,
+  data: Facts | undefined,
+  previous: { readonly params: PretrainParams; readonly state: Facts | undefined } | undefined
+): Forecast | undefined => {
+  const { model: shape } = params
+  const seqLen = numberIn(data, "seq_len")
+  const steps = seqLen === undefined || seqLen < 1 ? undefined : stepsOf(params, seqLen)
+  if (seqLen === undefined || steps === undefined) return undefined
+  const { tokensPerStep, totalSteps } = steps
+  const heldOut = Math.min(params.validation_blocks, numberIn(data, "validation_blocks") ?? params.validation_blocks)
+  const validations = 2 + (params.validate_every > 0 ? Math.floor(totalSteps / params.validate_every) : 0)
+  const tokens = totalSteps * tokensPerStep
+  const training = tokens * flopsPerToken(shape, seqLen)
+  const validating = validations * heldOut * seqLen * forwardFlops(shape, seqLen)
+  const retention = retentionOf(params, totalSteps)
+  const scheduled = retainedSteps(retention, totalSteps, []).length
+  const canContinue = ["constant", "wsd"].includes(params.lr.schedule)
+  const checkpoints = Math.min(
+    totalSteps,
+    scheduled +
+      TRANSIENT_CHECKPOINTS +
+      (heldOut > 0 ? BEST_CHECKPOINTS : 0) +
+      (canContinue ? CONTINUATION_CHECKPOINTS : 0)
+  )
+  const blockBytes = 2 * (seqLen + 1)
+  const resumesAt = continuedAt(params, totalSteps, previousSteps(previous))
+  return {
+    amount: training + validating,
+    unit: "FLOP",
+    bytes: checkpoints * checkpointBytes(shape) + 2 * METRICS_LINE_BYTES * (totalSteps + validations),
+    // The dataset is read whole, and the held-out batches stay.
+    memory:
+      trainingMemory(shape, params.micro_batch * seqLen) +
+      (numberIn(data, "train_blocks") ?? 0) * blockBytes +
+      heldOut * (blockBytes + 8 * seqLen),
+    ...(resumesAt === undefined ? {} : { resumesAt }),
+    outputs: {
+      state: {
+        steps: totalSteps,
+        tokens,
+        parameters: parameterCount(shape),
+        shape,
+        ...passedOn(data, ["tokenizer", "tokenizer_digest"])
+      }
+    }
+  }
+}
+
+const previousSteps = (
+  previous: { readonly params: PretrainParams; readonly state: Facts | undefined } | undefined
+) => {
+  const steps = numberIn(previous?.state, "steps")
+  return previous === undefined || steps === undefined ? undefined : { params: previous.params, steps }
+}
+
+export const forecastSft = (
+  params: { readonly epochs: number; readonly micro_batch: number; readonly seq_len: number },
+  base: Facts | undefined,
+  conversations: Facts | undefined
+): Forecast | undefined => {
+  const shape = shapeIn(base)
+  if (shape === undefined) return undefined
+  const length = Math.min(params.seq_len, shape.max_position_embeddings)
+  const bytes = numberIn(conversations, "bytes")
+  // Half the longest row: attention is the smaller part at these lengths.
+  const flops = flopsPerToken(shape, length / 2)
+  return {
+    amount: bytes === undefined ? undefined : params.epochs * (bytes / BYTES_PER_TOKEN) * flops,
+    unit: "FLOP",
+    bytes: (1 + BEST_CHECKPOINTS + TRANSIENT_CHECKPOINTS) * checkpointBytes(shape) + hfModelBytes(shape, "fp32"),
+    memory: trainingMemory(shape, params.micro_batch * length),
+    outputs: {
+      model: factsOf({
+        parameters: parameterCount(shape),
+        dtype: "fp32",
+        context_length: shape.max_position_embeddings,
+        chat: "guanaco",
+        shape,
+        ...passedOn(base, ["tokenizer", "tokenizer_digest"])
+      })
+    }
+  }
+}
