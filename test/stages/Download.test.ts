@@ -73,8 +73,8 @@ describe("download", () => {
       const before = yield* observeStage(downloadStage, params, baseDirectory)
       assert.deepStrictEqual(before, [
         [
-          { path: "docs/a.md", sha256: digest("a".repeat(10)) },
-          { path: "docs/b.md", sha256: digest("b".repeat(10)) }
+          { path: "docs/a.md", bytes: 10, sha256: digest("a".repeat(10)) },
+          { path: "docs/b.md", bytes: 10, sha256: digest("b".repeat(10)) }
         ],
         null
       ])
