@@ -91,7 +91,8 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
     case "Run": {
       const promised = context.promised?.get(stage.name)
       if (promised !== undefined && !willRun(promised)) return yield* brokenPromise(context, stage, promised, decision)
-      return yield* makeResult(context, { ...assignment, inputs: inputs ?? {} }, decision)
+      // Waits for its turn without the key's lock: meanwhile another process may make the same.
+      return yield* context.groups.within(stage, makeResult(context, { ...assignment, inputs: inputs ?? {} }, decision))
     }
   }
 })
@@ -190,9 +191,8 @@ const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment:
   if (found._tag === "Complete" && !reasons.some((reason) => reason._tag === "Forced")) {
     return yield* cached(context, stage, key, found.record.run, found.artifacts)
   }
-  return yield* context.groups.within(
-    stage,
-    context.capacity.withResources(stage.resources, ({ cpus }) => attempts(context, assignment, decision, lock, cpus))
+  return yield* context.capacity.withResources(stage.resources, ({ cpus }) =>
+    attempts(context, assignment, decision, lock, cpus)
   )
 }, Effect.scoped)
 
@@ -331,7 +331,7 @@ const attemptOnce = Effect.fnUntraced(function* (
       onEvent: (event) => Effect.andThen(relay(context, stage, number, event), watch(stage, event, diverged))
     })
     const ended = yield* Effect.result(execution)
-    if (yield* Deferred.isDone(diverged)) return yield* Effect.fail(yield* Deferred.await(diverged))
+    if (yield* Deferred.isDone(diverged)) return yield* yield* Deferred.await(diverged)
     const facts = yield* Effect.fromResult(ended)
     const spent = { seconds: yield* since(started), cpus, ...effort }
     yield* checked(stage, facts).pipe(

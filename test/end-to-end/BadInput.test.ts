@@ -52,6 +52,32 @@ const cases: ReadonlyArray<Case> = [
     code: 3,
     says: [/cycle/u, /a/u, /b/u]
   },
+  {
+    name: "a matrix that explodes",
+    stages: `  text: { uses: download, matrix: { a: [${Array.from({ length: 101 }, (_, i) => i).join()}], b: [0,1,2,3,4,5,6,7,8,9] }, with: { sources: [{ path: "\${matrix.a}" }] } }\n`,
+    code: 3,
+    says: [/pipeline\.yaml:4:\d+/u, /101 \(a\) × 10 \(b\) = 1,010 stages; 1,000 are allowed/u, /list fewer values/u]
+  },
+  {
+    name: "a secret that is not set",
+    stages: text.replace("with:", "secrets: [NOBODY_SETS_THIS], with:"),
+    files: { "a.txt": prose },
+    code: 6,
+    says: [/the secret NOBODY_SETS_THIS of stage text is not set/u, /Next: export NOBODY_SETS_THIS/u]
+  },
+  {
+    name: "a result that fails a check",
+    stages: text + tokens.replace("in:", 'checks: ["tokens >= 1e9"], in:'),
+    files: { "a.txt": prose },
+    code: 1,
+    says: [/does not meet check "tokens >= 1e9" \(.*pipeline\.yaml:5:\d+\): tokens is \d+/u, /Next: correct the check/u]
+  },
+  {
+    name: "a check that cannot be read",
+    stages: text.replace("with:", 'checks: ["bytes = 5"], with:'),
+    code: 3,
+    says: [/pipeline\.yaml:4:\d+/u, /write == for =/u]
+  },
   { name: "a missing file", stages: text, code: 1, says: [/a\.txt/u, /Next: /u] },
   { name: "an empty corpus", stages: text, files: { "a.txt": "" }, code: 1, says: [/empty/u, /Next: /u] },
   {
