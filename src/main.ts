@@ -19,6 +19,7 @@ import { statusCommand } from "./cli/commands/status.ts"
 import { tokenizerCommand } from "./cli/commands/tokenizer.ts"
 import { whyCommand } from "./cli/commands/why.ts"
 import { report, teardown } from "./cli/Ending.ts"
+import { PreflightRules } from "./pipeline/Preflight.ts"
 import { runMain } from "./pipeline/Signals.ts"
 import * as registry from "./stages/registry.ts"
 
@@ -62,9 +63,19 @@ const terseUsageErrors = CliOutput.layerPresenter({
 // A reader that goes away (`tinyllama runs ls | head`) ends the program quietly, as Unix tools do.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1))
 
+/** Loaded when a run or doctor begins to look. */
+const preflightRules = Layer.succeed(
+  PreflightRules,
+  Effect.map(
+    Effect.promise(() => import("./stages/preflight/rules.ts")),
+    ({ rules }) => rules
+  )
+)
+
 const services = Layer.mergeAll(
   NodeServices.layer,
   registry.layer,
+  preflightRules,
   terseUsageErrors,
   Layer.succeed(CommandTree, program),
   Layer.succeed(Logger.LogToStderr, true)

@@ -1,4 +1,5 @@
 /** Numbers and tables as people read them. Pure functions; no colour, no terminal. */
+export { formatBytes as bytes } from "../pipeline/Quantity.ts"
 
 /** 1234567 → "1.23M"; below 10,000 as it is. */
 export const count = (value: number): string => {
@@ -14,17 +15,6 @@ export const count = (value: number): string => {
   return `${significant(scaled)}${unit}`
 }
 
-/** Decimal units, as disks and GGUF tables use them: 636726432 → "637 MB". */
-export const bytes = (value: number): string => {
-  const units = ["B", "kB", "MB", "GB", "TB"] as const
-  let scaled = value
-  let unit = 0
-  while (scaled >= 999.5 && unit < units.length - 1) {
-    scaled /= 1000
-    unit += 1
-  }
-  return `${significant(scaled)} ${units[unit]}`
-}
 
 /** Seconds → "0.4 s", "12 s", "3 m 05 s", "2 h 07 m". */
 export const duration = (seconds: number): string => {

@@ -1,4 +1,7 @@
 /** Shares the machine among stages that run at the same time: cores, memory, GPUs, each a semaphore. */
+import { statfs } from "node:fs/promises"
+import { availableParallelism, totalmem } from "node:os"
+import { dirname } from "node:path"
 import { Effect, Semaphore } from "effect"
 import type { ResolvedStage, Resources } from "./ResolvedPipeline.ts"
 import { StageError } from "./StageType.ts"
@@ -11,6 +14,23 @@ export interface Machine {
   /** Bytes free where artifacts are stored, now. */
   readonly freeDisk: Effect.Effect<number>
 }
+
+/** This machine, with the disk that `folder` lies on. GPUs are none until the engine can use them. */
+export const thisMachine = (folder: string, cpus?: number): Machine => ({
+  cpus: cpus ?? availableParallelism(),
+  memory: totalmem(),
+  gpus: 0,
+  freeDisk: freeDiskAt(folder)
+})
+
+/** Of the nearest folder above that is there. Unknown where the file system does not tell: then nothing is refused. */
+const freeDiskAt = (folder: string): Effect.Effect<number> =>
+  Effect.tryPromise(() => statfs(folder)).pipe(
+    Effect.map(({ bavail, bsize }) => bavail * bsize),
+    Effect.catch(() =>
+      dirname(folder) === folder ? Effect.succeed(Number.POSITIVE_INFINITY) : freeDiskAt(dirname(folder))
+    )
+  )
 
 export interface Grant {
   readonly cpus: number

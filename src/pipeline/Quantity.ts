@@ -1,4 +1,4 @@
-/** Durations and sizes as the pipeline file writes them. */
+/** Durations and sizes as the pipeline file writes them, and sizes as people read them. */
 import { Duration } from "effect"
 
 const millisPer: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
@@ -30,4 +30,16 @@ export const parseBytes = (value: string | number): number | undefined => {
   const match = bytesPattern.exec(String(value).trim())
   const bytes = Number(match?.[1]) * (bytesPer[match?.[2] ?? "B"] ?? Number.NaN)
   return Number.isFinite(bytes) ? Math.round(bytes) : undefined
+}
+
+/** Decimal units, as disks and GGUF tables use them, three digits: 636726432 → "637 MB". */
+export const formatBytes = (value: number): string => {
+  const units = ["B", "kB", "MB", "GB", "TB"] as const
+  let scaled = value
+  let unit = 0
+  while (scaled >= 999.5 && unit < units.length - 1) {
+    scaled /= 1000
+    unit += 1
+  }
+  return `${Number(scaled.toPrecision(3))} ${units[unit]}`
 }

@@ -1,14 +1,14 @@
 /** Runs a pipeline: one fiber per stage, each waiting for those above it; siblings go on when one fails; everything complete is kept. */
-import { statfs } from "node:fs/promises"
-import { availableParallelism, hostname, totalmem } from "node:os"
+import { hostname } from "node:os"
 import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { digestOf } from "../artifacts/CanonicalJson.ts"
-import { makeCapacity, makeGroupLimits } from "./Capacity.ts"
+import { makeCapacity, makeGroupLimits, thisMachine } from "./Capacity.ts"
 import { KeyLedger } from "./KeyLedger.ts"
 import { describeReason, type Plan, plan, type StagePlan } from "./Plan.ts"
 import { checkPromise, type PlanDocument, planDocument } from "./PlanDocument.ts"
 import { journalFile, openJournal, timestamp } from "./Journal.ts"
+import { requirePreflight } from "./Preflight.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import type { RunEvent, RunStatus, StageOutcome } from "./RunEvent.ts"
 import { acquireLock, type Claim } from "./RunLock.ts"
@@ -30,6 +30,8 @@ export interface RunOptions extends Selection {
   readonly keepGoing?: boolean
   /** A saved plan: the run does just this, or refuses. */
   readonly promise?: { readonly file: string; readonly document: PlanDocument }
+  /** Look the pipeline over first, and fail with PreflightFailed for what cannot work; false by default. */
+  readonly preflight?: boolean
   /** Completes when the run shall stop: workers get SIGTERM, save within their grace, and the run ends as preempted. */
   readonly stop?: Effect.Effect<void>
 }
@@ -63,10 +65,11 @@ export const exitCodeOf = (summary: RunSummary): number =>
 export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, options: RunOptions = {}) {
   const roles = yield* Effect.fromResult(resolveSelection(pipeline, options))
   const running = pipeline.stages.filter((stage) => roles.of(stage.name) === "run")
-  const secrets = yield* readSecrets(pipeline, running)
   const planned = yield* plan(pipeline, options, { estimates: false })
   if (options.promise !== undefined) yield* keepsPromise(pipeline, options, options.promise, planned.stages)
   if (options.reuseStale !== true) yield* refuseStaleReuse(planned.stages)
+  if (options.preflight === true) yield* requirePreflight(pipeline, planned, options.cpus)
+  const secrets = yield* readSecrets(pipeline, running)
   return yield* execute(pipeline, options, { roles, planned, secrets }, yield* openRun(pipeline, options))
 }, Effect.scoped)
 
@@ -224,12 +227,7 @@ const execute = Effect.fnUntraced(function* (
     run: info,
     emit,
     history: yield* (yield* KeyLedger).history(pipeline.name),
-    capacity: yield* makeCapacity({
-      cpus: options.cpus ?? availableParallelism(),
-      memory: totalmem(),
-      gpus: 0,
-      freeDisk: freeDisk(runs.root)
-    }),
+    capacity: yield* makeCapacity(thisMachine(runs.root, options.cpus)),
     groups: makeGroupLimits(stages),
     secrets,
     stop: Deferred.await(stopRequested),
@@ -259,13 +257,6 @@ const execute = Effect.fnUntraced(function* (
   }
   return summary
 })
-
-/** Unknown where the file system does not tell: then nothing is refused. */
-const freeDisk = (folder: string): Effect.Effect<number> =>
-  Effect.tryPromise(() => statfs(folder)).pipe(
-    Effect.map(({ bavail, bsize }) => bavail * bsize),
-    Effect.orElseSucceed(() => Number.POSITIVE_INFINITY)
-  )
 
 const statusOf = (summaries: ReadonlyArray<StageSummary>): RunStatus =>
   summaries.some(({ outcome }) => outcome === "preempted")

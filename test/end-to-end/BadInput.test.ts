@@ -78,7 +78,7 @@ const cases: ReadonlyArray<Case> = [
     code: 3,
     says: [/pipeline\.yaml:4:\d+/u, /write == for =/u]
   },
-  { name: "a missing file", stages: text, code: 1, says: [/a\.txt/u, /Next: /u] },
+  { name: "a missing file", stages: text, code: 6, says: [/text: files: .*a\.txt/u, /Next: /u] },
   { name: "an empty corpus", stages: text, files: { "a.txt": "" }, code: 1, says: [/empty/u, /Next: /u] },
   {
     name: "a document that is not UTF-8",

@@ -1,19 +1,23 @@
-/** `tinyllama doctor`: looks at everything a run needs on this machine, and says what to do about what is missing. Exit 6 when something is. */
-import { availableParallelism, freemem, totalmem } from "node:os"
-import { Console, Effect, FileSystem } from "effect"
-import { Command } from "effect/cli"
+/**
+ * `tinyllama doctor [FILE]`: looks at everything a run needs on this machine and, with a pipeline file, at the whole pipeline before hour 0; says
+ * what to do about what is missing. Exit 6 when something is.
+ */
+import { availableParallelism, totalmem } from "node:os"
+import { Console, Effect, FileSystem, Layer, Option } from "effect"
+import { Argument, Command } from "effect/cli"
+import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import * as Native from "../../engine/Native.ts"
+import type { Finding } from "../../pipeline/Preflight.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
 
-interface Finding {
-  readonly subject: string
-  readonly state: "ok" | "warning" | "missing"
-  readonly detail: string
-}
-
-const finding = (subject: string, state: Finding["state"], detail: string): Finding => ({ subject, state, detail })
+const finding = (subject: string, state: Finding["state"], detail: string, next?: string): Finding => ({
+  subject,
+  state,
+  detail,
+  ...(next === undefined ? {} : { next })
+})
 
 const engine = Native.load.pipe(
   Effect.map((native) =>
@@ -27,25 +31,30 @@ const tokenizer = Effect.tryPromise(() => import("../../engine/Tokenizer.ts")).p
   Effect.map((loaded) =>
     finding("tokenizer", "ok", `llama-2, ${loaded.vocabularySize} pieces, ${loaded.digest.slice(0, 12)}`)
   ),
-  Effect.catch((error) => Effect.succeed(finding("tokenizer", "missing", `${String(error)}. Next: npm ci`)))
+  Effect.catch((error) => Effect.succeed(finding("tokenizer", "missing", String(error), "npm ci")))
 )
 
 const runtime = Effect.tryPromise(() => import("node-llama-cpp")).pipe(
   Effect.as(finding("node-llama-cpp", "ok", "chat runs GGUF files on the CPU")),
   Effect.catch((error) =>
     Effect.succeed(
-      finding("node-llama-cpp", "missing", `${String(error.cause)}. chat does not work without it. Next: npm ci`)
+      finding("node-llama-cpp", "missing", `${String(error.cause)}; chat does not work without it`, "npm ci")
     )
   )
 )
 
 const node = finding("node", "ok", `${process.versions.node} at ${process.execPath}`)
 
-const memory = finding(
-  "memory",
-  freemem() < 2e9 ? "warning" : "ok",
-  `${Format.bytes(freemem())} free of ${Format.bytes(totalmem())}${freemem() < 2e9 ? "; the default pipeline wants about 2 GB" : ""}`
-)
+/** Below this even small models have no room. */
+const littleMemory = 2e9
+
+const memory = Effect.sync(() => {
+  const free = process.availableMemory()
+  const detail = `${Format.bytes(free)} can be had of ${Format.bytes(totalmem())}`
+  return free < littleMemory
+    ? finding("memory", "warning", `${detail}; the default pipeline wants about 2 GB`, "end other programs")
+    : finding("memory", "ok", detail)
+})
 
 /** The runs folder, or where it will be made: can it be written? */
 const folder = Effect.fn("doctor.folder")(function* (runs: string) {
@@ -57,36 +66,76 @@ const folder = Effect.fn("doctor.folder")(function* (runs: string) {
     ),
     Effect.catch((error) =>
       Effect.succeed(
-        finding(
-          "runs folder",
-          "missing",
-          `${runs} cannot be written: ${error.message}. Next: choose another with --runs`
-        )
+        finding("runs folder", "missing", `${runs} cannot be written: ${error.message}`, "choose another with --runs")
       )
     )
   )
 }, Effect.scoped)
 
+/** What the pipeline needs, stage by stage. An invalid file ends the command with its own errors and exit code 3. */
+const ofPipeline = Effect.fn("doctor.pipeline")(function* (
+  flags: Parameters<typeof Flags.loadPipeline>[0] & { readonly runs: string }
+) {
+  const [LocalRunner, { plan }, { preflight }] = yield* Effect.promise(() =>
+    Promise.all([
+      import("../../pipeline/LocalRunner.ts"),
+      import("../../pipeline/Plan.ts"),
+      import("../../pipeline/Preflight.ts")
+    ])
+  )
+  const pipeline = yield* Flags.loadPipeline(flags)
+  const findings = yield* Effect.gen(function* () {
+    const planned = yield* plan(pipeline, {}, { estimates: false })
+    return yield* preflight(pipeline, planned, { thorough: true, all: true })
+  }).pipe(Effect.provide(Layer.merge(LocalRunner.layer({ runs: flags.runs }), FetchHttpClient.layer)))
+  return [finding("pipeline file", "ok", `${flags.file}: ${pipeline.stages.length} stages`), ...findings]
+})
+
 export const doctorCommand = Command.make(
   "doctor",
-  { runs: Flags.runs, json: Flags.json },
+  {
+    file: Argument.File("file").pipe(
+      Argument.map(Flags.asSaid),
+      Argument.optional,
+      Argument.withDescription("A pipeline file to look at as a whole; without one only the machine is looked at")
+    ),
+    ...Flags.overlays,
+    runs: Flags.runs,
+    json: Flags.json
+  },
   Effect.fn(function* (flags) {
-    const findings = [node, yield* engine, yield* tokenizer, yield* runtime, memory, yield* folder(flags.runs)]
+    const machine = [node, yield* engine, yield* tokenizer, yield* runtime, yield* memory, yield* folder(flags.runs)]
+    const file = Option.getOrUndefined(flags.file)
+    const pipeline = file === undefined ? [] : yield* ofPipeline({ ...flags, file })
+    const findings = [...machine, ...pipeline]
     const missing = findings.filter(({ state }) => state === "missing").length
+    const warnings = findings.filter(({ state }) => state === "warning").length
     if (flags.json) yield* Console.log(JSON.stringify({ version: 1, findings }))
     else {
-      yield* Console.log(
-        Format.table(
-          ["what", "state", "detail"],
-          findings.map(({ detail, state, subject }) => [subject, state, detail])
-        )
-      )
-      yield* Console.log(
-        missing === 0
-          ? "\nThis machine is ready. Next: npx tinyllama run pipeline.yaml"
-          : `\n${missing} missing: see the details above`
-      )
+      yield* Console.log(Format.table(["what", "stage", "state", "detail"], findings.map(row)))
+      const steps = findings.flatMap((found) => (found.next === undefined ? [] : [nextStep(found)]))
+      if (steps.length > 0) yield* Console.log(`\n${steps.join("\n")}`)
+      yield* Console.log(`\n${verdict(missing, warnings, file)}`)
     }
     if (missing > 0) return yield* new Ended({ code: 6 })
   })
-).pipe(Command.withDescription("Check that this machine has what a run needs"))
+).pipe(
+  Command.withDescription("Check that this machine, and a pipeline as a whole, have what a run needs"),
+  Command.withExamples([{ command: "tinyllama doctor" }, { command: "tinyllama doctor pipeline.yaml -p smoke" }])
+)
+
+const row = ({ detail, stage, state, subject }: Finding): ReadonlyArray<string> => [
+  subject,
+  stage ?? "",
+  state === "ok" ? "ok" : state.toUpperCase(),
+  detail
+]
+
+const nextStep = ({ next, stage, state, subject }: Finding): string =>
+  `${state}: ${stage === undefined ? "" : `${stage}: `}${subject}\n  Next: ${next ?? ""}`
+
+const verdict = (missing: number, warnings: number, file: string | undefined): string => {
+  if (missing > 0) return `${missing} missing: a run would not get through`
+  const noted = warnings === 0 ? "" : ` with ${warnings} ${warnings === 1 ? "warning" : "warnings"}`
+  return `${file === undefined ? "This machine is ready" : "Ready"}${noted}. Next: npx tinyllama run ${file ?? "pipeline.yaml"}`
+}

@@ -31,6 +31,10 @@ export const runCommand = Command.make(
       Flag.withDefault(false),
       Flag.withDescription("After a failure, go on with the stages that do not need the failed one")
     ),
+    noPreflight: Flag.Boolean("no-preflight").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Begin without looking the pipeline over for what could not work (see doctor)")
+    ),
     cpus: Flag.Int("cpus").pipe(
       Flag.withMetavar("n"),
       Flag.atMost(1),
@@ -50,6 +54,7 @@ export const runCommand = Command.make(
         ...(asked === undefined ? {} : { run: asked }),
         ...(cpus === undefined ? {} : { cpus }),
         keepGoing: flags.keepGoing,
+        preflight: !flags.noPreflight,
         stop: Effect.asVoid(Deferred.await(stop))
       })
       yield* finishDisplay

@@ -1,0 +1,18 @@
+/** What the program knows of its own stages before they run: one small rule a file. */
+import type { Rule } from "../../pipeline/Preflight.ts"
+import { batch } from "./Batch.ts"
+import { budget } from "./Budget.ts"
+import * as ContextLength from "./ContextLength.ts"
+import { access, retries } from "./Sources.ts"
+import { tokenizers, vocabulary } from "./Vocabulary.ts"
+
+export const rules: ReadonlyArray<Rule> = [
+  budget,
+  vocabulary,
+  tokenizers,
+  ContextLength.pretraining,
+  ContextLength.fineTuning,
+  batch,
+  retries,
+  access
+]
