@@ -216,6 +216,29 @@ export const readProgress = Effect.fn("Checkpoints.readProgress")(function* (fol
   )
 })
 
+/**
+ * The newest state below `root` whose folder looks whole: all files are there with their sizes, their digests are not looked at. It reads only, and
+ * another process may be at work there.
+ */
+export const newestState = Effect.fn("Checkpoints.newestState")(function* (root: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const steps: ReadonlyArray<number> = yield* Effect.orElseSucceed(stepsBelow(root), () => [])
+  for (const step of steps.toReversed()) {
+    const folder = path.join(root, folderName(step))
+    const state = yield* Effect.gen(function* () {
+      const { files } = yield* readCompletion(folder)
+      for (const file of files) {
+        const { size } = yield* fs.stat(path.join(folder, file.path))
+        if (Number(size) !== file.bytes) return undefined
+      }
+      return yield* readProgress(folder)
+    }).pipe(Effect.orElseSucceed(() => undefined))
+    if (state !== undefined) return state
+  }
+  return undefined
+})
+
 /** The digests that COMPLETE.json states. */
 export const readCompletion = Effect.fn("Checkpoints.readCompletion")(function* (folder: string) {
   const fs = yield* FileSystem.FileSystem

@@ -9,7 +9,7 @@ import { dtypeOf, readHfModel, writeHfModel } from "../model/HuggingFace.ts"
 import { encodeFloats } from "../model/Safetensors.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
-import { ggufHeadline, GgufTypes, makeGgufFiles, REWRITE_RATE } from "./GgufFiles.ts"
+import { ggufHeadline, ggufResumePoint, GgufTypes, makeGgufFiles, REWRITE_RATE } from "./GgufFiles.ts"
 import { forecastConvert } from "./ModelForecast.ts"
 import { modelFailure, openModelArtifact, stopIfRequested, vocabularyOf } from "./ModelArtifact.ts"
 
@@ -57,6 +57,7 @@ export const convertStage = defineStage({
     [...(typeof model["dtype"] === "string" ? [`safetensors in ${model["dtype"]}`] : []), ggufHeadline(gguf)]
       .filter((part) => part !== "")
       .join(", "),
+  resumePoint: (work, { gguf }) => ggufResumePoint(work, gguf, 1),
   forecast: (params, { checkpoint }, previous) => forecastConvert(params, checkpoint[0], previous?.outputs["gguf"]),
   modelSeconds: ({ amount }) => secondsOfBytes(amount, REWRITE_RATE),
   run: Effect.fn("convert")(function* (context) {

@@ -3,7 +3,7 @@
  * What the web sends is trusted once and then kept; give a sha256 to pin it.
  */
 import { createHash } from "node:crypto"
-import { copyFile, link, mkdir, open, writeFile } from "node:fs/promises"
+import { mkdir, open, writeFile } from "node:fs/promises"
 import { dirname, join } from "node:path"
 import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
@@ -16,7 +16,9 @@ import { download } from "../data/HttpDownload.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { Source } from "../data/Sources.ts"
 import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
+import { adoptDownloads, linkOrCopy, openEarlier } from "./DownloadReuse.ts"
 import { forecastDownload } from "./TextForecast.ts"
+import { extentOf, namesIn, noteTotal, sizeOf } from "./WorkExtent.ts"
 
 /** Bytes a second: of a usual line to a hub, 200 Mbit/s; of copying and hashing on a disk of today. */
 const NETWORK_RATE = 25e6
@@ -110,6 +112,12 @@ export const downloadStage = defineStage({
           )
     ),
 
+  resumePoint: Effect.fn("download.resumePoint")(function* (work) {
+    const folder = join(work, "downloads")
+    let bytes = 0
+    for (const name of yield* namesIn(folder)) if (!name.endsWith(".json")) bytes += yield* sizeOf(join(folder, name))
+    return yield* extentOf(work, bytes)
+  }),
   forecast: ({ sources }, _, previous, observed) =>
     forecastDownload(
       sources,
@@ -145,7 +153,19 @@ export const downloadStage = defineStage({
       }
     }
 
+    const { previous, work } = context
+    const findEarlier = yield* openEarlier(previous)
+    if (previous?.work !== undefined) yield* adoptDownloads(previous.work, work)
+    const remote = planned.filter(({ from }) => from.kind === "http")
+    if (remote.length > 0 && remote.every(({ bytes }) => bytes > 0))
+      yield* noteTotal(
+        work,
+        remote.reduce((sum, { bytes }) => sum + bytes, 0),
+        "bytes"
+      )
+
     const report = meter(context, planned)
+    let reused = 0
     const files: Array<DocumentFile> = []
     for (const [number, file] of planned.entries()) {
       if (context.stopRequested())
@@ -157,36 +177,34 @@ export const downloadStage = defineStage({
       const onDisk = fileFailure(file.place)
       yield* Effect.tryPromise({ try: () => mkdir(dirname(target), { recursive: true }), catch: onDisk })
       const { from } = file
-      const kept = join(context.work, "downloads", createHash("sha256").update(from.address).digest("hex").slice(0, 32))
+      const earlier = yield* findEarlier(file, sources[file.index] ?? {})
+      const kept = join(work, "downloads", createHash("sha256").update(from.address).digest("hex").slice(0, 32))
       const fetched =
-        from.kind === "file"
-          ? yield* Effect.tryPromise({
-              try: () =>
-                copy(
-                  from.address,
-                  target,
-                  (bytes) => report(number, bytes, undefined),
-                  () => context.stopRequested()
-                ),
-              catch: onDisk
-            })
-          : yield* download({
-              url: from.address,
-              headers: from.headers,
-              place: file.place,
-              target: kept,
-              sha256: file.sha256,
-              accessHint: file.source.startsWith("hub:") ? accessHint : "name a file that is open to all",
-              onBytes: (done, total) => report(number, done, total),
-              stopRequested: () => context.stopRequested()
-            }).pipe(
-              Effect.tap(() =>
-                Effect.tryPromise({
-                  try: () => link(kept, target).catch(() => copyFile(kept, target)), // the work folder may be on another disk
-                  catch: onDisk
-                })
-              )
+        earlier !== undefined
+          ? yield* Effect.tryPromise({ try: () => linkOrCopy(earlier.file, target), catch: onDisk }).pipe(
+              Effect.as(earlier)
             )
+          : from.kind === "file"
+            ? yield* Effect.tryPromise({
+                try: () =>
+                  copy(
+                    from.address,
+                    target,
+                    (bytes) => report(number, bytes, undefined),
+                    () => context.stopRequested()
+                  ),
+                catch: onDisk
+              })
+            : yield* download({
+                url: from.address,
+                headers: from.headers,
+                place: file.place,
+                target: kept,
+                sha256: file.sha256,
+                accessHint: file.source.startsWith("hub:") ? accessHint : "name a file that is open to all",
+                onBytes: (done, total) => report(number, done, total),
+                stopRequested: () => context.stopRequested()
+              }).pipe(Effect.tap(() => Effect.tryPromise({ try: () => linkOrCopy(kept, target), catch: onDisk })))
       if (fetched === undefined) return yield* new Preempted({ message: `stopped while copying ${file.source}` })
       if (file.sha256 !== undefined && fetched.sha256 !== file.sha256)
         return yield* new StageError({
@@ -194,10 +212,14 @@ export const downloadStage = defineStage({
           message: `${file.place}: wrong sha256\n  expected ${file.sha256}\n  actual   ${fetched.sha256}`,
           next: "check the file, and correct sha256 if this is the one you want"
         })
-      if (from.kind === "http") context.log(`${file.source}: ${fetched.bytes} bytes, sha256 ${fetched.sha256}`)
+      if (earlier !== undefined) {
+        report(number, fetched.bytes, fetched.bytes)
+        reused++
+      } else if (from.kind === "http") context.log(`${file.source}: ${fetched.bytes} bytes, sha256 ${fetched.sha256}`)
       files.push({ path, format: file.format, source: file.source, bytes: fetched.bytes, sha256: fetched.sha256 })
     }
 
+    if (reused > 0) context.log(`${reused} of ${files.length} files are those of an earlier result`)
     const bytes = files.reduce((sum, file) => sum + file.bytes, 0)
     if (bytes === 0)
       return yield* new StageError({

@@ -11,6 +11,7 @@ import type { HfModel } from "../model/HuggingFace.ts"
 import type { Vocabulary } from "../model/Vocabulary.ts"
 import type { Progress } from "../pipeline/StageType.ts"
 import { modelFailure, stopIfRequested } from "./ModelArtifact.ts"
+import { namesIn } from "./WorkExtent.ts"
 
 /** Bytes a second, read and written, of turning a model's weights into another form: measured on runs of some 10 MB. */
 export const REWRITE_RATE = 80e6
@@ -68,6 +69,17 @@ const finished = Effect.fnUntraced(function* (file: string, source: string) {
     Effect.tap((report) => Effect.filterOrFail(sha256Of(file), (sha256) => sha256 === report.sha256)),
     Effect.orElseSucceed(() => undefined)
   )
+})
+
+/** Files of `types` that an earlier attempt finished, of them and `others` that are made each time; their content is not looked at. */
+export const ggufResumePoint = Effect.fn("ggufResumePoint")(function* (
+  work: string,
+  types: ReadonlyArray<GgufType>,
+  others: number
+) {
+  const names = yield* namesIn(work)
+  const done = types.filter((type) => names.includes(fileName(type)) && names.includes(`${fileName(type)}.json`)).length
+  return done === 0 ? undefined : { done, total: types.length + others, unit: "files" }
 })
 
 /** What another list of types left: a result, or the work folder of an unfinished run. */

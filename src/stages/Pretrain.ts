@@ -6,6 +6,7 @@ import { Effect, FileSystem, Path, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
 import { openSplit, type PackedDataset } from "../data/PackedDataset.ts"
 import { sampleAt } from "../data/SampleOrder.ts"
+import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
@@ -26,6 +27,7 @@ import {
   save_every_seconds,
   withDefault
 } from "./TrainingParameters.ts"
+import { extentOf, noteTotal } from "./WorkExtent.ts"
 
 /** AdamW; the defaults are TinyLlama's. `decay: all` takes norm gains and embeddings along, as TinyLlama does. */
 const Optimizer = Schema.Struct({
@@ -177,6 +179,11 @@ export const pretrainStage = defineStage({
         : ""
     return `${countIn(state, "parameters")} parameters, ${countIn(state, "tokens")} tokens${fall}`
   },
+  resumePoint: Effect.fn("pretrain.resumePoint")(function* (work) {
+    const path = yield* Path.Path
+    const state = yield* newestState(path.join(work, "checkpoints"))
+    return state === undefined ? undefined : yield* extentOf(work, state.step)
+  }),
   forecast: (params, { data }, previous) =>
     forecastPretrain(
       params,
@@ -216,6 +223,7 @@ export const pretrainStage = defineStage({
       )
     if (heldOut.blocks === 0) warn(`${inputs.data.origin} has no validation block: no validation loss is measured`)
 
+    yield* noteTotal(context.work, totalSteps, "steps")
     const model = yield* openModel(shape, threads)
     const validation = inBatches(
       heldOut,

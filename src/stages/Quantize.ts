@@ -3,7 +3,7 @@ import { Effect, Schema } from "effect"
 import { ChatFormat } from "../model/ChatTemplate.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
-import { ggufHeadline, GgufTypes, makeGgufFiles, REWRITE_RATE } from "./GgufFiles.ts"
+import { ggufHeadline, ggufResumePoint, GgufTypes, makeGgufFiles, REWRITE_RATE } from "./GgufFiles.ts"
 import { forecastQuantize } from "./ModelForecast.ts"
 import { openModelArtifact, vocabularyOf } from "./ModelArtifact.ts"
 
@@ -23,6 +23,7 @@ export const quantizeStage = defineStage({
   inputs: { model: { type: "HfModel", describe: "The model to quantize; its chat format goes along." } },
   outputs: { gguf: { type: "GgufModel", describe: "model-TYPE.gguf for llama.cpp." } },
   headline: ({ gguf }) => ggufHeadline(gguf),
+  resumePoint: (work, { types }) => ggufResumePoint(work, types, 0),
   forecast: ({ types }, { model }, previous) => forecastQuantize(types, model[0], previous?.outputs["gguf"]),
   modelSeconds: ({ amount }) => secondsOfBytes(amount, REWRITE_RATE),
   run: Effect.fn("quantize")(function* (context) {

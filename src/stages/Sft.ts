@@ -2,7 +2,7 @@
  * sft: fine-tunes all weights of a checkpoint on conversations in openassistant-guanaco's form, and writes a Hugging Face folder that chats. It
  * resumes inside the stage, bit for bit.
  */
-import { Effect, Schema } from "effect"
+import { Effect, Path, Schema } from "effect"
 import { countIn, type ArtifactHandle } from "../artifacts/Artifact.ts"
 import {
   type ConversationRow,
@@ -15,6 +15,7 @@ import {
 } from "../data/Conversations.ts"
 import { sampleAt } from "../data/SampleOrder.ts"
 import { ScheduleKind } from "../engine/Schedule.ts"
+import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { loadTokenizer } from "../engine/Tokenizer.ts"
@@ -27,6 +28,7 @@ import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { forecastSft } from "./TrainingForecast.ts"
 import { epochsChange } from "./TrainingChange.ts"
 import { AtLeast, Fraction, NotNegative, Positive, clip, log_every, save_every_seconds } from "./TrainingParameters.ts"
+import { extentOf, noteTotal } from "./WorkExtent.ts"
 
 const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? origin
 
@@ -170,6 +172,11 @@ export const sftStage = defineStage({
     const loss = model["training_loss"]
     return `${countIn(model, "conversations")} conversations, ${countIn(model, "steps")} steps${typeof loss === "number" ? `, loss ${loss.toFixed(3)}` : ""}`
   },
+  resumePoint: Effect.fn("sft.resumePoint")(function* (work) {
+    const path = yield* Path.Path
+    const state = yield* newestState(path.join(work, "checkpoints"))
+    return state === undefined ? undefined : yield* extentOf(work, state.step)
+  }),
   forecast: (params, { base, conversations }) => forecastSft(params, base[0], conversations[0]),
   modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
   run: Effect.fn("sft")(function* (context) {
@@ -213,6 +220,7 @@ export const sftStage = defineStage({
       `${training.length} conversations of ${Math.round(rowTokens / training.length)} tokens on average, ` +
         `${validation.length} held out, ${totalSteps} steps of ${params.batch_rows} for ${params.epochs} epochs`
     )
+    yield* noteTotal(context.work, totalSteps, "steps")
     const model = yield* openModel(shape, threads)
     const outcome = yield* train(
       model,

@@ -7,9 +7,9 @@ import type { Source } from "../data/Sources.ts"
 import type { Forecast } from "../pipeline/StageType.ts"
 import { factsOf, numberIn, passedOn, sumKnown } from "./KnownFacts.ts"
 
-/** Bytes of English prose and code that a Llama 2 token stands for: 3 to 4.5. */
-export const BYTES_PER_TOKEN = 3.7
-const FEWEST_BYTES_PER_TOKEN = 2.7
+/** Bytes of text that a Llama 2 token stands for: 2.5 (JavaScript) to 4.2 (English prose) in the default pipeline's text. */
+export const BYTES_PER_TOKEN = 3.3
+const FEWEST_BYTES_PER_TOKEN = 2.4
 /** A line of documents.jsonl, or a document's row in a shard. */
 const BYTES_PER_ENTRY = 250
 /** Headers and metadata of an Arrow file. */

@@ -15,6 +15,7 @@ import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
 import { forecastTokenize } from "./TextForecast.ts"
+import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
 /** Bytes of text a second on the one core that it takes: the tokenizer's 40 to 50 MB/s (docs/performance.md), and reading, digests, writing. */
 const TOKENIZE_RATE = 15e6
@@ -24,9 +25,13 @@ const Finished = Schema.fromJsonString(
   Schema.Struct({
     shard: Shard,
     next: Schema.Struct({ file: Schema.Int, offset: Schema.Int, line: Schema.Int }),
+    /** Bytes of the documents' files that were read so far. */
+    done: Schema.Int,
     tally: Tally
   })
 )
+
+const decodeFinished = Schema.decodeUnknownOption(Finished)
 
 /** The finished shards in `work` that are as they were left; the first that is not ends the list. */
 const finishedShards = Effect.fnUntraced(function* (work: string) {
@@ -34,7 +39,7 @@ const finishedShards = Effect.fnUntraced(function* (work: string) {
   for (;;) {
     const name = shardName(finished.length)
     const text = yield* Effect.promise(() => readFile(join(work, `${name}.json`), "utf8").catch(() => ""))
-    const note = yield* Effect.option(Schema.decodeEffect(Finished)(text))
+    const note = decodeFinished(text)
     if (note._tag === "None") return finished
     const sha256 = yield* Effect.option(sha256OfFile(join(work, name), name))
     if (sha256._tag === "None" || sha256.value !== note.value.shard.sha256) return finished
@@ -82,6 +87,16 @@ export const tokenizeStage = defineStage({
   inputs: { documents: { type: "Documents", many: true, describe: "text files and jsonl, taken in order" } },
   outputs: { tokens: { type: "TokenShards", describe: "token ids of every document" } },
   headline: ({ tokens }) => `${countIn(tokens, "tokens")} tokens of ${countIn(tokens, "documents")} documents`,
+  resumePoint: Effect.fn("tokenize.resumePoint")(function* (work) {
+    const folder = join(work, "shards")
+    let done = 0
+    for (const name of yield* namesIn(folder)) {
+      if (!name.endsWith(".arrow.json")) continue
+      const note = decodeFinished(yield* textOf(join(folder, name)))
+      if (note._tag === "Some") done = Math.max(done, note.value.done)
+    }
+    return yield* extentOf(work, done)
+  }),
   forecast: ({ bos, eos, tokenizer }, { documents }) => forecastTokenize({ tokenizer, bos, eos }, documents),
   modelSeconds: ({ amount }) => secondsOfBytes(amount, TOKENIZE_RATE),
 
@@ -108,6 +123,8 @@ export const tokenizeStage = defineStage({
     const work = join(context.work, "shards")
     yield* Effect.tryPromise({ try: () => mkdir(work, { recursive: true }), catch: fileFailure("the work folder") })
 
+    yield* noteTotal(context.work, total, "bytes")
+
     const finished = yield* finishedShards(work)
     const shards = finished.map(({ shard }) => shard)
     const last = finished.at(-1)
@@ -120,18 +137,20 @@ export const tokenizeStage = defineStage({
       from: last?.next ?? { file: 0, offset: 0, line: 1 },
       tally: last?.tally ?? { skipped: {}, replaced: 0 }
     })
-    const report = (cursor: Cursor): void =>
-      context.progress({
-        done: files.slice(0, cursor.file).reduce((sum, { bytes }) => sum + bytes, cursor.offset),
-        total,
-        unit: "bytes"
-      })
+    const bytesBefore = ({ file, offset }: Cursor): number =>
+      files.slice(0, file).reduce((sum, { bytes }) => sum + bytes, offset)
+    const report = (cursor: Cursor): void => context.progress({ done: bytesBefore(cursor), total, unit: "bytes" })
 
     let builder = new ShardBuilder()
     const close = Effect.fnUntraced(function* () {
       const name = shardName(shards.length)
       const shard = yield* writeShard(builder, work, `${name}.part`, policy)
-      const note = { shard: { ...shard, path: name }, next: reader.cursor(), tally: reader.tally() }
+      const note = {
+        shard: { ...shard, path: name },
+        next: reader.cursor(),
+        done: bytesBefore(reader.cursor()),
+        tally: reader.tally()
+      }
       yield* Effect.tryPromise({
         try: async () => {
           // the note comes last: it vouches for the shard
