@@ -110,6 +110,27 @@ void check_ties() {
       });
 }
 
+// A target so unlikely that exp(largest logit - its logit) is no number: the loss is the difference, and the gradients are one-hot.
+void check_hopeless_target() {
+  const std::int64_t vocabulary = 200;
+  std::vector<float> weight(static_cast<std::size_t>(vocabulary), 0.f), hidden = {1.f, 2.f, -1.f};
+  weight[3] = 500.f, weight[150] = -500.f;
+  const std::vector<std::int32_t> targets = {150, 3, 3};
+  on_every_device(
+      "hopeless target",
+      [&](Device& device) {
+        std::vector<float> losses(3), dhidden(3), dweight(weight.size());
+        device.linear_cross_entropy(losses.data(), view(dhidden, 3, 1), view(dweight, vocabulary, 1), view(hidden, 3, 1),
+                                    view(weight, vocabulary, 1), targets.data(), 0.5f);
+        return Outputs{losses, dhidden, {dweight[3], dweight[150], dweight[7]}};
+      },
+      [&](const Outputs& outputs, const std::string& what) {
+        expect_near(outputs[0], {1000, 0, 1000}, 1e-6, what + " losses");
+        expect_near(outputs[1], {500, 0, -500}, 1e-6, what + " dhidden");
+        expect_near(outputs[2], {0.5 * 1 + 0.5 * 1, -0.5 * 1 - 0.5 * 1, 0}, 1e-6, what + " dweight");
+      });
+}
+
 void check_target_outside() {
   std::vector<float> memory(64);
   const std::int32_t target = 9;
@@ -134,6 +155,7 @@ int main() {
     }
   }
   check_ties();
+  check_hopeless_target();
   check_target_outside();
   return report("linear_loss_test");
 }

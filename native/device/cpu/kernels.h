@@ -61,14 +61,12 @@ struct Kernels {
   // --- softmax down the columns of a (rows, columns) tile of transposed logits
   // maxima(columns) of the tile.
   void (*column_maxima)(float* maxima, const float* tile, std::int64_t stride, std::int64_t rows, std::int64_t columns);
-  // tile = exp(tile - maxima), when keep; sums(columns) of it, weighted when weights (of the tile's shape and stride) are given.
-  void (*column_exponentials)(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
-                              std::int64_t columns, bool keep);
-  // tile *= factors, column by column.
-  void (*scale_columns)(float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns);
-  // The same, and the result packed as by pack_left_transposed(groups, tile, stride, rows, columns).
-  void (*scale_columns_and_pack)(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows,
-                                 std::int64_t columns);
+  // sums(columns) of exp(tile - maxima), weighted when weights (of the tile's shape and stride) are given.
+  void (*column_exponentials)(float* sums, const float* tile, std::int64_t stride, const float* maxima, const float* weights,
+                              std::int64_t rows, std::int64_t columns);
+  // tile = exp(tile - reference), column by column, and added to sums(columns).
+  void (*add_column_exponentials)(float* sums, float* tile, std::int64_t stride, const float* reference, std::int64_t rows,
+                                  std::int64_t columns);
 
   // --- attention, one row of a (queries, keys) tile of scores
   // scores *= scale over the first `visible` entries; they become exp(score - maximum), the others up to `columns` zero. `maximum` and

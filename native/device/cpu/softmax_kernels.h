@@ -1,6 +1,5 @@
 // Softmax: down the columns of transposed logits (cross entropy), and along the rows of attention's score tiles.
 #pragma once
-#include "native/device/cpu/gemm_kernels.h"
 #include "native/device/cpu/kernels.h"
 #include "native/device/cpu/simd_math.h"
 
@@ -19,51 +18,29 @@ void column_maxima(float* maxima, const float* tile, std::int64_t stride, std::i
   }
 }
 
-template <class V, bool weighted, bool keep>
-void add_exponentials(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
-                      std::int64_t columns) {
+template <class V>
+void column_exponentials(float* sums, const float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
+                         std::int64_t columns) {
   for_each_vector<V>(columns, [&](std::int64_t i, auto part) { part.store(sums + i, V::zero()); });
   for (std::int64_t row = 0; row < rows; ++row) {
-    float* at = tile + row * stride;
+    const float* at = tile + row * stride;
     for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
-      const auto value = exponential<V>(V::sub(part.load(at + i), part.load(maxima + i))), sum = part.load(sums + i);
-      if constexpr (weighted) {
-        part.store(sums + i, V::fma(value, part.load(weights + row * stride + i), sum));
-      } else {
-        part.store(sums + i, V::add(sum, value));
-      }
-      if constexpr (keep) part.store(at + i, value);
+      const auto value = exponential<V>(V::sub(part.load(at + i), part.load(maxima + i)));
+      const auto weight = weights ? part.load(weights + row * stride + i) : V::set(1.f);
+      part.store(sums + i, V::fma(value, weight, part.load(sums + i)));
     });
   }
 }
 
 template <class V>
-void column_exponentials(float* sums, float* tile, std::int64_t stride, const float* maxima, const float* weights, std::int64_t rows,
-                         std::int64_t columns, bool keep) {
-  if (weights) {
-    keep ? add_exponentials<V, true, true>(sums, tile, stride, maxima, weights, rows, columns)
-         : add_exponentials<V, true, false>(sums, tile, stride, maxima, weights, rows, columns);
-  } else {
-    keep ? add_exponentials<V, false, true>(sums, tile, stride, maxima, nullptr, rows, columns)
-         : add_exponentials<V, false, false>(sums, tile, stride, maxima, nullptr, rows, columns);
-  }
-}
-
-template <class V>
-void scale_columns(float* tile, std::int64_t stride, const float* factors, std::int64_t rows, std::int64_t columns) {
+void add_column_exponentials(float* sums, float* tile, std::int64_t stride, const float* reference, std::int64_t rows,
+                             std::int64_t columns) {
   for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
     for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
-      part.store(tile + i, V::mul(part.load(tile + i), part.load(factors + i)));
+      const auto value = exponential<V>(V::sub(part.load(tile + i), part.load(reference + i)));
+      part.store(tile + i, value);
+      part.store(sums + i, V::add(part.load(sums + i), value));
     });
-  }
-}
-
-template <class V>
-void scale_columns_and_pack(float* groups, float* tile, std::int64_t stride, const float* factors, std::int64_t rows,
-                            std::int64_t columns) {
-  for (std::int64_t row = 0; row < rows; ++row, tile += stride) {
-    scale_columns<V>(tile, stride, factors, 1, columns);
-    pack_left_row<V>(groups, row, rows, tile, columns);
   }
 }
 

@@ -25,7 +25,7 @@ double measure_peak(int threads, double seconds);
 double measure_matmul(int threads, const MatmulShape& shape, double seconds);
 
 // Median GFLOP/s of each product inside Device::linear_cross_entropy, over at least `seconds` and three runs. Counted with the products:
-// all packing, the sum of the shares of dhidden, and the scaling that is one with the packing; not counted: the softmax.
+// all packing, the scaling of hidden states and the sum of the shares of dhidden; not counted: the softmax.
 LossRates measure_loss_products(int threads, const LossShape& shape, double seconds);
 
 }  // namespace tinyllama
