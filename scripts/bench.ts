@@ -1,10 +1,11 @@
 /**
- * Measures the native engine on this machine.
+ * Measures the native engine and the runner on this machine.
  *
- *   npm run bench [-- train] [--quick] [--threads N] [--no-torch]
+ *   npm run bench [-- train|overhead] [--quick] [--threads N] [--no-torch]
  *
  * train: tokens/s, GFLOP/s and share of the machine's fp32 peak (a register-only FMA loop, same run, same threads) of whole training steps and
  * of their matrix products; and tokens/s against eager PyTorch, both measured in turns, when a python3 with torch is there.
+ * overhead: what the runner itself costs, beside make and snakemake.
  * The last line is JSON.
  */
 import { availableParallelism, loadavg } from "node:os"
@@ -13,6 +14,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import { load, type Native } from "../src/engine/Native.ts"
+import { overhead } from "./bench/overhead.ts"
 import { findPythonWithTorch, startTorch } from "./bench/TorchPeer.ts"
 import {
   cases,
@@ -167,7 +169,7 @@ const train = Effect.fn("bench.train")(function* (options: {
 Command.make(
   "bench",
   {
-    mode: Argument.Literals("mode", ["train"]).pipe(Argument.withDefault("train")),
+    mode: Argument.Literals("mode", ["train", "overhead"]).pipe(Argument.withDefault("train")),
     quick: Flag.Boolean("quick").pipe(
       Flag.withDescription("A minute at most: short measurements, no large model"),
       Flag.withDefault(false)
@@ -178,7 +180,10 @@ Command.make(
     ),
     noTorch: Flag.Boolean("no-torch").pipe(Flag.withDescription("Do not look for PyTorch"), Flag.withDefault(false))
   },
-  ({ noTorch, quick, threads }) => train({ quick, threads, torch: !noTorch })
+  ({ mode, noTorch, quick, threads }) =>
+    mode === "train"
+      ? train({ quick, threads, torch: !noTorch })
+      : Effect.flatMap(overhead({ quick }), (results) => Console.log(JSON.stringify(results)))
 ).pipe(
   Command.withDescription("Measure the native engine on this machine"),
   Command.run({ version: "0.1.0" }),
