@@ -10,14 +10,18 @@ import { diffCommand } from "./cli/commands/diff.ts"
 import { doctorCommand } from "./cli/commands/doctor.ts"
 import { fmtCommand } from "./cli/commands/fmt.ts"
 import { lintCommand } from "./cli/commands/lint.ts"
+import { gcCommand } from "./cli/commands/gc.ts"
+import { logsCommand } from "./cli/commands/logs.ts"
 import { planCommand } from "./cli/commands/plan.ts"
 import { runCommand } from "./cli/commands/run.ts"
 import { runsCommand } from "./cli/commands/runs.ts"
 import { schemaCommand } from "./cli/commands/schema.ts"
 import { stageCommand } from "./cli/commands/stage.ts"
 import { statusCommand } from "./cli/commands/status.ts"
+import { stopCommand } from "./cli/commands/stop.ts"
 import { tokenizerCommand } from "./cli/commands/tokenizer.ts"
 import { whyCommand } from "./cli/commands/why.ts"
+import { watchCommand } from "./cli/commands/watch.ts"
 import { report, teardown } from "./cli/Ending.ts"
 import { PreflightRules } from "./pipeline/Preflight.ts"
 import { runMain } from "./pipeline/Signals.ts"
@@ -38,7 +42,11 @@ const program = Command.make("tinyllama").pipe(
     whyCommand,
     acceptCommand,
     statusCommand,
+    watchCommand,
+    logsCommand,
+    stopCommand,
     runsCommand,
+    gcCommand,
     stageCommand,
     lintCommand,
     fmtCommand,

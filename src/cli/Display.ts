@@ -22,7 +22,7 @@ export const startDisplay = Effect.fn("startDisplay")(function* (
   mode: DisplayMode
 ): Effect.fn.Return<Effect.Effect<void>, never, RunEvents | Scope.Scope> {
   const subscription = yield* PubSub.subscribe(yield* RunEvents)
-  const show = mode === "json" ? showJson : mode === "live" ? yield* showLive : yield* showPlain
+  const show = yield* showIn(mode)
   const shown = yield* Ref.make(0)
   yield* PubSub.take(subscription).pipe(
     Effect.flatMap((event) => show.event(event)),
@@ -38,10 +38,14 @@ export const startDisplay = Effect.fn("startDisplay")(function* (
   return drained
 })
 
-interface Show {
+/** Shows events one by one, wherever they come from; `end` takes the live lines away. */
+export interface Show {
   readonly event: (event: RunEvent) => Effect.Effect<void>
   readonly end: Effect.Effect<void>
 }
+
+export const showIn = (mode: DisplayMode): Effect.Effect<Show, never, Scope.Scope> =>
+  mode === "json" ? Effect.succeed(showJson) : mode === "live" ? showLive : showPlain
 
 const write = (stream: NodeJS.WriteStream, text: string) => Effect.sync(() => void stream.write(text))
 

@@ -2,13 +2,13 @@
  * A run's append-only event log, the single source of what happened: one JSON event a line in events.jsonl. Only the holder of the run's lock
  * writes it. A crash may tear the last line, and nothing else; readers skip what does not decode.
  */
-import { Clock, Effect, FileSystem, Option, PubSub, Result, Schema, Semaphore } from "effect"
+import { Clock, Effect, FileSystem, Option, PubSub, Schema, Semaphore } from "effect"
+import { readContents } from "./JournalReader.ts"
 import { RunEvent, RunEvents } from "./RunEvent.ts"
 
 export const journalFile = "events.jsonl"
 
 const Line = Schema.fromJsonString(RunEvent)
-const decodeLine = Schema.decodeResult(Line)
 const encodeLine = Schema.encodeEffect(Line)
 const encoder = new TextEncoder()
 
@@ -89,16 +89,7 @@ const endsTorn = Effect.fnUntraced(function* (file: FileSystem.File) {
 })
 
 /** The events of a journal, in order; none when there is no journal yet. */
-export const readJournal = Effect.fn("readJournal")(function* (path: string) {
-  const fs = yield* FileSystem.FileSystem
-  if (!(yield* fs.exists(path))) return []
-  const text = yield* fs.readFileString(path)
-  return text.split("\n").flatMap((line): ReadonlyArray<RunEvent> => {
-    if (line === "") return []
-    const event = decodeLine(line)
-    return Result.isSuccess(event) ? [event.success] : []
-  })
-})
+export const readJournal = (path: string) => Effect.map(readContents(path), ({ events }) => events)
 
 /** Now, ISO 8601 in UTC. */
 export const timestamp: Effect.Effect<string> = Effect.map(Clock.currentTimeMillis, (millis) =>

@@ -93,6 +93,52 @@ export const acquireLock = Effect.fn("acquireLock")(function* (prefix: string, w
   return lock
 })
 
+/**
+ * A claim that many may hold at once, until the scope closes: whoever wants the place alone takes a lock elsewhere first and then looks for
+ * these by `liveClaims`.
+ */
+export const shareLock = Effect.fn("shareLock")(function* (prefix: string) {
+  const fs = yield* FileSystem.FileSystem
+  const token = randomBytes(8).toString("hex")
+  const file = `${prefix}.${token}.lock`
+  const claim: Claim = {
+    version: 1,
+    token,
+    ...identify(process.pid),
+    host: hostname(),
+    machine: machineId(),
+    since: yield* timestamp,
+    state: "held"
+  }
+  yield* Effect.acquireRelease(writeFileAtomic(file, `${JSON.stringify(claim)}\n`), () =>
+    Effect.ignore(fs.remove(file, { force: true }))
+  )
+  yield* beat(file).pipe(Effect.repeat(Schedule.spaced(heartbeatMillis)), Effect.forkScoped)
+})
+
+/** The claims of living processes; those of dead ones are removed, and their workers ended. */
+export const liveClaims = Effect.fn("liveClaims")(function* (prefix: string) {
+  const { live } = yield* sortClaims(prefix, "")
+  return live
+})
+
+/** The live claims but the one with `token`; removes dead ones on the way and returns those of them that had won. */
+const sortClaims = Effect.fnUntraced(function* (prefix: string, token: string) {
+  const fs = yield* FileSystem.FileSystem
+  const live: Array<Claim> = []
+  const dead: Array<Claim> = []
+  for (const found of yield* readClaims(prefix)) {
+    if (found.claim.token === token) continue
+    if (yield* isAlive(found)) live.push(found.claim)
+    else {
+      yield* endWorker(found.claim)
+      yield* Effect.ignore(fs.remove(found.file, { force: true }))
+      if (found.claim.state === "held") dead.push(found.claim)
+    }
+  }
+  return { live, dead }
+})
+
 /** Returns once no other live claim is there; removes dead ones on the way and returns them. */
 const contend = Effect.fnUntraced(function* (
   prefix: string,
@@ -101,19 +147,11 @@ const contend = Effect.fnUntraced(function* (
   withdraw: Effect.Effect<void>,
   claimAgain: Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem | Path.Path>
 ) {
-  const fs = yield* FileSystem.FileSystem
   const dead = new Map<string, Claim>()
   for (;;) {
-    const others = (yield* readClaims(prefix)).filter((other) => other.claim.token !== token)
-    const live: Array<Claim> = []
-    for (const other of others) {
-      if (yield* isAlive(other)) live.push(other.claim)
-      else {
-        yield* endWorker(other.claim)
-        yield* Effect.ignore(fs.remove(other.file, { force: true }))
-        if (other.claim.state === "held") dead.set(other.claim.token, other.claim)
-      }
-    }
+    const others = yield* sortClaims(prefix, token)
+    for (const claim of others.dead) dead.set(claim.token, claim)
+    const { live } = others
     const holder = live.find((other) => other.state === "held")
     if (holder !== undefined) {
       return yield* new LockHeld({ what, pid: holder.pid, host: holder.host, since: holder.since })
@@ -146,6 +184,9 @@ export const lockHolder = Effect.fn("lockHolder")(function* (prefix: string) {
     if (found.claim.state === "held" && (yield* isAlive(found))) return found.claim
   return undefined
 })
+
+/** Whether the claim's process is one that this process can see and signal. */
+export const isLocal = (claim: Claim): boolean => claim.machine === machineId()
 
 interface FoundClaim {
   readonly file: string

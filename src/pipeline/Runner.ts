@@ -15,6 +15,7 @@ import { acquireLock, type Claim } from "./RunLock.ts"
 import { type RunInfo, Runs, storageError, type StorageError } from "./Runs.ts"
 import { readSecrets, type Secrets } from "./Secrets.ts"
 import { resolveSelection, type Roles, type Selection, UsageError } from "./Selection.ts"
+import { useStore } from "./StoreLock.ts"
 import { type Outputs, type RunContext, runStage, type StageResult } from "./StageRun.ts"
 import { type FailureClass, StageError } from "./StageType.ts"
 
@@ -65,6 +66,8 @@ export const exitCodeOf = (summary: RunSummary): number =>
 export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, options: RunOptions = {}) {
   const roles = yield* Effect.fromResult(resolveSelection(pipeline, options))
   const running = pipeline.stages.filter((stage) => roles.of(stage.name) === "run")
+  // Before the plan: what it counts on must not be collected.
+  yield* useStore(({ host, pid }) => Effect.logInfo(`waits until gc (process ${pid} on ${host}) has ended`))
   const planned = yield* plan(pipeline, options, { estimates: false })
   if (options.promise !== undefined) yield* keepsPromise(pipeline, options, options.promise, planned.stages)
   if (options.reuseStale !== true) yield* refuseStaleReuse(planned.stages)

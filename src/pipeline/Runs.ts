@@ -7,14 +7,16 @@
  *   <runs>/<date-time-words>/events.jsonl             the journal
  *   <runs>/<date-time-words>/stages/<nn-name>/key.json, attempts/<n>/…, out/<port> → the store
  *
- * and <runs>/latest points to the newest.
+ * and <runs>/latest points to the newest; tags/ and pins/ beside them hold what people say of runs.
  */
-import { Clock, Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, Runtime, Schema } from "effect"
+import { Clock, Context, Effect, FileSystem, Layer, Option, Path, PlatformError, Runtime, Schema } from "effect"
 import { storageFailure, writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
-import { journalFile, readJournal, timestamp } from "./Journal.ts"
+import { journalFile, timestamp } from "./Journal.ts"
+import { type JournalContents, readContents } from "./JournalReader.ts"
 import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
 import type { RunEvent } from "./RunEvent.ts"
-import { lockHolder } from "./RunLock.ts"
+import { acquireLock, lockHolder, type LockHeld } from "./RunLock.ts"
+import { type MarkRefused, type Marks, pinRun, readMarks, tagRun, unpinRun, untagRun } from "./RunMarks.ts"
 import { runName } from "./RunName.ts"
 import { KeyParts } from "./StageKey.ts"
 import { describeOrigins } from "./ResolvedPipeline.ts"
@@ -29,6 +31,14 @@ export class RunNotFound extends Schema.TaggedError<RunNotFound>()("RunNotFound"
     return this.candidates.length > 0
       ? `"${this.query}" fits ${this.candidates.length} runs: ${this.candidates.join(", ")}. Next: write more of the id`
       : `no run "${this.query}". Next: tinyllama runs ls lists those there are`
+  }
+}
+
+/** A run that is pinned is not removed. Exit code 2. */
+export class RunPinned extends Schema.TaggedError<RunPinned>()("RunPinned", { run: Schema.String }) {
+  override readonly [Runtime.errorExitCode] = 2
+  override get message(): string {
+    return `run ${this.run} is pinned. Next: tinyllama runs pin ${this.run} --remove, then remove it`
   }
 }
 
@@ -60,6 +70,10 @@ export interface RunInfo extends RunRecord {
   readonly folder: string
   /** Its record says running, but nobody holds its lock: the runner died. */
   readonly abandoned: boolean
+  /** Names that people gave it. */
+  readonly tags: ReadonlyArray<string>
+  /** runs rm refuses it. */
+  readonly pinned: boolean
 }
 
 /** An output of a stage in a run, as `runs show` and `chat` need it. */
@@ -82,9 +96,12 @@ export class Runs extends Context.Service<
     readonly root: string
     /** Newest first. */
     readonly list: Effect.Effect<ReadonlyArray<RunInfo>, StorageError>
-    /** By id, unambiguous prefix or part of the words, or "latest". */
+    /** By id, tag, unambiguous prefix or part of the words, or "latest". */
     readonly find: (query: string) => Effect.Effect<RunInfo, RunNotFound | StorageError>
     readonly readEvents: (run: RunInfo) => Effect.Effect<ReadonlyArray<RunEvent>, StorageError>
+    /** The events, and the lines of the journal that are none. */
+    readonly readJournal: (run: RunInfo) => Effect.Effect<JournalContents, StorageError>
+    readonly journalPath: (run: RunInfo) => string
     /** What the run's stages gave, in the order of its stages. */
     readonly outputs: (run: RunInfo) => Effect.Effect<ReadonlyArray<RunOutput>, StorageError>
     /** Makes a new run folder for the pipeline, and points `latest` at it. */
@@ -92,6 +109,12 @@ export class Runs extends Context.Service<
     readonly update: (run: RunInfo, change: Partial<RunRecord>) => Effect.Effect<RunInfo, StorageError>
     /** Common prefix of the run's lock files. */
     readonly lockPath: (run: RunInfo) => string
+    readonly tag: (run: RunInfo, name: string) => Effect.Effect<void, MarkRefused | StorageError>
+    readonly untag: (run: RunInfo, name: string) => Effect.Effect<void, MarkRefused | StorageError>
+    readonly pin: (run: RunInfo) => Effect.Effect<void, StorageError>
+    readonly unpin: (run: RunInfo) => Effect.Effect<void, StorageError>
+    /** Removes the run's folder and its tags; its artifacts stay in the store until they are collected. */
+    readonly remove: (run: RunInfo) => Effect.Effect<void, LockHeld | RunPinned | StorageError>
   }
 >()("tinyllama/pipeline/Runs") {
   static readonly layer = (root: string) => Layer.effect(Runs, make(root))
@@ -105,6 +128,9 @@ export const stageFolder = (index: number, stage: string): string =>
 export const stageOfFolder = (folder: string): string =>
   folder.replace(/^\d+-/u, "").replace(/^([^@]*)@(.*)$/u, "$1[$2]")
 
+/** What a run folder's name looks like; other names in the runs folder are no runs. */
+export const runFolderName = /^\d{4}-/u
+
 const decodeRecord = Schema.decodeEffect(Schema.fromJsonString(RunRecord))
 
 const make = Effect.fn("Runs.make")(function* (root: string) {
@@ -114,41 +140,69 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
   const folderOf = (id: string) => path.join(root, id)
   const lockPath = (run: { readonly folder: string }) => path.join(run.folder, "run")
 
-  const readRun = Effect.fnUntraced(function* (id: string) {
+  const readRun = Effect.fnUntraced(function* (id: string, marks: Marks) {
     const folder = folderOf(id)
     const record = yield* Effect.option(Effect.flatMap(fs.readFileString(path.join(folder, "run.json")), decodeRecord))
     if (Option.isNone(record)) return undefined
     const abandoned = record.value.status === "running" && (yield* lockHolder(lockPath({ folder }))) === undefined
-    const run: RunInfo = { ...record.value, folder, abandoned }
+    const tags = Array.from(marks.tags).flatMap(([tag, of]) => (of === id ? [tag] : []))
+    const run: RunInfo = { ...record.value, folder, abandoned, tags, pinned: marks.pins.has(id) }
     return run
   }, Effect.provideContext(services))
 
+  const runFolders = fs.readDirectory(root).pipe(
+    Effect.map((names) => names.filter((name) => runFolderName.test(name))),
+    Effect.catchIf(
+      (error) => error.reason._tag === "NotFound",
+      () => Effect.succeed<ReadonlyArray<string>>([])
+    )
+  )
+
+  const latestLink = fs.readLink(path.join(root, "latest")).pipe(
+    Effect.map((target) => path.basename(target)),
+    Effect.orElseSucceed(() => undefined)
+  )
+
   const list = Effect.gen(function* () {
-    if (!(yield* fs.exists(root))) return []
-    const names = (yield* fs.readDirectory(root)).filter((name) => /^\d{4}-/u.test(name))
-    const runs = yield* Effect.forEach(names, readRun, { concurrency: 8 })
+    const names = yield* runFolders
+    const marks = yield* readMarks(root)
+    const runs = yield* Effect.forEach(names, (name) => readRun(name, marks), { concurrency: 8 })
     return runs
       .filter((run) => run !== undefined)
       .sort((a, b) => (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : a.id < b.id ? 1 : -1))
-  }).pipe(Effect.mapError(storageError(root)))
+  }).pipe(Effect.mapError(storageError(root)), Effect.provideContext(services))
 
-  const find = Effect.fn("Runs.find")(function* (query: string) {
-    const runs = yield* list
-    const [newest] = runs
-    if (query === "latest" && newest !== undefined) return newest
-    const exact = runs.find((run) => run.id === query)
-    if (exact !== undefined) return exact
-    const fitting = runs.filter((run) => run.id.startsWith(query) || run.id.endsWith(`-${query}`))
-    const [only] = fitting
-    if (only !== undefined && fitting.length === 1) return only
-    return yield* new RunNotFound({ query, candidates: fitting.map((run) => run.id) })
-  })
+  /** Looks at names and reads only the records that fit. */
+  const find = Effect.fn("Runs.find")(
+    function* (query: string) {
+      const marks = yield* readMarks(root)
+      const named = query === "latest" ? yield* latestLink : (marks.tags.get(query) ?? query)
+      const names = yield* runFolders
+      if (named !== undefined && names.includes(named)) {
+        const run = yield* readRun(named, marks)
+        if (run !== undefined) return run
+      }
+      // The link is missing or points to nothing.
+      const [newest] = query === "latest" ? yield* list : []
+      if (newest !== undefined) return newest
+      const candidates = names.filter((name) => name.startsWith(query) || name.endsWith(`-${query}`)).sort()
+      const fitting = (yield* Effect.forEach(candidates, (name) => readRun(name, marks))).filter(
+        (run) => run !== undefined
+      )
+      const [only] = fitting
+      if (only !== undefined && fitting.length === 1) return only
+      return yield* new RunNotFound({ query, candidates: fitting.map((run) => run.id) })
+    },
+    Effect.mapError((error) => (error instanceof PlatformError.PlatformError ? storageError(root)(error) : error)),
+    Effect.provideContext(services)
+  )
 
-  const readEvents = (run: RunInfo) =>
-    readJournal(path.join(run.folder, journalFile)).pipe(
-      Effect.mapError(storageError(run.folder)),
-      Effect.provideContext(services)
-    )
+  const journalPath = (run: RunInfo) => path.join(run.folder, journalFile)
+
+  const readJournal = (run: RunInfo) =>
+    readContents(journalPath(run)).pipe(Effect.mapError(storageError(run.folder)), Effect.provideContext(services))
+
+  const readEvents = (run: RunInfo) => Effect.map(readJournal(run), ({ events }) => events)
 
   const outputs = Effect.fn("Runs.outputs")(
     function* (run: RunInfo) {
@@ -175,7 +229,7 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
   )
 
   const save = (run: RunInfo) => {
-    const { abandoned: _, folder, ...record } = run
+    const { abandoned: _, folder, pinned: __, tags: ___, ...record } = run
     return writeJsonAtomic(path.join(folder, "run.json"), record)
   }
 
@@ -199,7 +253,9 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
         createdAt: yield* timestamp,
         status: "running",
         folder,
-        abandoned: false
+        abandoned: false,
+        tags: [],
+        pinned: false
       }
       yield* writeFileAtomic(path.join(folder, "pipeline.yaml"), pipeline.text)
       yield* writeJsonAtomic(path.join(folder, "pipeline.resolved.json"), describeOrigins(pipeline))
@@ -231,7 +287,57 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
     yield* fs.rename(temporary, path.join(root, "latest"))
   })
 
-  return Runs.of({ root, list, find, readEvents, outputs, create, update, lockPath })
+  const ofStorage = <A, E extends { readonly _tag: string }>(
+    effect: Effect.Effect<A, E | PlatformError.PlatformError, FileSystem.FileSystem | Path.Path>
+  ): Effect.Effect<A, Exclude<E, PlatformError.PlatformError> | StorageError> =>
+    effect.pipe(
+      Effect.mapError(
+        (error) =>
+          error instanceof PlatformError.PlatformError
+            ? storageError(root)(error)
+            : (error as Exclude<E, PlatformError.PlatformError>) // what is left when it is not the one
+      ),
+      Effect.provideContext(services)
+    )
+
+  /** Out of sight by one rename, under a name that no command lists; what is left of it after a crash is collected later. */
+  const remove = Effect.fn("Runs.remove")(function* (run: RunInfo) {
+    if (run.pinned) return yield* new RunPinned({ run: run.id })
+    yield* acquireLock(lockPath(run), `run ${run.id}`)
+    const aside = path.join(root, `.removed-${run.id}`)
+    yield* fs.remove(aside, { recursive: true, force: true })
+    yield* fs.rename(run.folder, aside)
+    for (const tag of run.tags) yield* fs.remove(path.join(root, "tags", tag), { force: true })
+    yield* relinkLatest(run.id)
+    yield* fs.remove(aside, { recursive: true, force: true })
+  }, Effect.scoped)
+
+  /** `latest` must not point to a run that is gone. */
+  const relinkLatest = Effect.fnUntraced(function* (removed: string) {
+    const target = yield* Effect.option(fs.readLink(path.join(root, "latest")))
+    if (Option.isNone(target) || path.basename(target.value) !== removed) return
+    const [newest] = yield* list
+    if (newest === undefined) yield* fs.remove(path.join(root, "latest"), { force: true })
+    else yield* pointLatest(newest.id)
+  })
+
+  return Runs.of({
+    root,
+    list,
+    find,
+    readEvents,
+    readJournal,
+    journalPath,
+    outputs,
+    create,
+    update,
+    lockPath,
+    tag: (run, name) => ofStorage(tagRun(root, run.id, name)),
+    untag: (run, name) => ofStorage(untagRun(root, run.id, name)),
+    pin: (run) => ofStorage(pinRun(root, run.id)),
+    unpin: (run) => ofStorage(unpinRun(root, run.id)),
+    remove: (run) => ofStorage(remove(run))
+  })
 })
 
 export const storageError =

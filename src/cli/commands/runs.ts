@@ -1,12 +1,12 @@
-/** `tinyllama runs ls` and `runs show RUN`: what was run, and what it made. */
+/** `tinyllama runs`: what was run. Here the list and what people say of runs; showing and comparing have files of their own. */
 import { Console, Effect } from "effect"
-import { Command, Flag } from "effect/cli"
-import { ArtifactStore } from "../../artifacts/ArtifactStore.ts"
+import { Argument, Command, Flag } from "effect/cli"
+import * as Collection from "../../pipeline/Collection.ts"
 import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import { Runs } from "../../pipeline/Runs.ts"
-import { eventLine } from "../EventLines.ts"
+import { type RunInfo, Runs } from "../../pipeline/Runs.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
+import { show } from "./runs-show.ts"
 import { statusWord } from "./status.ts"
 
 const list = Command.make(
@@ -19,60 +19,88 @@ const list = Command.make(
       if (known.length === 0) return yield* Console.log("No runs yet. Next: npx tinyllama run pipeline.yaml")
       yield* Console.log(
         Format.table(
-          ["run", "pipeline", "status", "started"],
-          known.map((run) => [run.id, run.pipeline, statusWord(run), run.createdAt])
+          ["run", "pipeline", "status", "started", "tags"],
+          known.map((run) => [run.id, run.pipeline, statusWord(run), run.createdAt, marks(run)])
         )
       )
     }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
   })
 ).pipe(Command.withDescription("List the runs, newest first"))
 
-const show = Command.make(
-  "show",
+const marks = (run: RunInfo): string => [...run.tags, ...(run.pinned ? ["(pinned)"] : [])].join(" ")
+
+const aRun = Argument.String("run").pipe(
+  Argument.withDescription("A run's id, tag, the beginning of its id, or latest")
+)
+const removeFlag = (description: string) =>
+  Flag.Boolean("remove").pipe(Flag.withDefault(false), Flag.withDescription(description))
+
+const tag = Command.make(
+  "tag",
   {
-    run: Flags.runName,
-    runs: Flags.runs,
-    json: Flags.json,
-    events: Flag.Boolean("events").pipe(
-      Flag.withDefault(false),
-      Flag.withDescription("The run's journal, line by line")
-    )
+    run: aRun,
+    name: Argument.String("name").pipe(
+      Argument.withDescription("The name; it stands for the run wherever one is named")
+    ),
+    remove: removeFlag("Take the name away"),
+    runs: Flags.runs
   },
   Effect.fn(function* (flags) {
     yield* Effect.gen(function* () {
       const runs = yield* Runs
-      const store = yield* ArtifactStore
       const run = yield* runs.find(flags.run)
-      const outputs = yield* Effect.forEach(yield* runs.outputs(run), (output) =>
-        Effect.map(store.get(output.digest), (found) => ({
-          ...output,
-          type: found?.manifest.type,
-          facts: found?.manifest.facts ?? {},
-          bytes: (found?.manifest.files ?? []).reduce((sum, file) => sum + file.bytes, 0)
-        }))
-      )
-      if (flags.json) return yield* Console.log(JSON.stringify({ ...run, outputs }))
+      yield* flags.remove ? runs.untag(run, flags.name) : runs.tag(run, flags.name)
       yield* Console.log(
-        `run ${run.id}: ${statusWord(run)}\npipeline ${run.pipeline} (${run.file}), started ${run.createdAt}\n`
+        flags.remove ? `run ${run.id} is no longer called ${flags.name}` : `run ${run.id} is now called ${flags.name}`
       )
-      for (const output of outputs) {
-        yield* Console.log(
-          `${output.stage}.${output.port}  ${output.type ?? "missing from the store"}  ${Format.bytes(output.bytes)}  ${output.digest.slice(0, 12)}\n  ${output.folder}`
-        )
-        for (const [fact, value] of Object.entries(output.facts))
-          yield* Console.log(`  ${fact}: ${typeof value === "object" ? JSON.stringify(value) : String(value)}`)
-      }
-      if (flags.events) {
-        for (const event of yield* runs.readEvents(run)) {
-          const line = eventLine(event)
-          if (line !== undefined) yield* Console.log(`${event.at}  ${line}`)
-        }
-      }
     }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
   })
-).pipe(Command.withDescription("Show a run's artifacts with their numbers, and with --events its journal"))
+).pipe(Command.withDescription("Give a run a name, or with --remove take it away"))
+
+const pin = Command.make(
+  "pin",
+  { run: aRun, remove: removeFlag("Let it go again"), runs: Flags.runs },
+  Effect.fn(function* (flags) {
+    yield* Effect.gen(function* () {
+      const runs = yield* Runs
+      const run = yield* runs.find(flags.run)
+      yield* flags.remove ? runs.unpin(run) : runs.pin(run)
+      yield* Console.log(
+        flags.remove
+          ? `run ${run.id} can be removed`
+          : `run ${run.id} is kept, with all it reaches, until runs pin ${run.id} --remove`
+      )
+    }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
+  })
+).pipe(Command.withDescription("Keep a run: runs rm refuses it, gc removes nothing that it reaches"))
+
+const remove = Command.make(
+  "rm",
+  { run: aRun.pipe(Argument.atLeast(1)), runs: Flags.runs },
+  Effect.fn(function* (flags) {
+    yield* Effect.gen(function* () {
+      const runs = yield* Runs
+      // All are found before the first is removed: a mistyped name leaves everything as it is.
+      const found = yield* Effect.forEach(flags.run, runs.find)
+      const chosen = Array.from(new Map(found.map((run) => [run.id, run])).values())
+      for (const run of chosen) {
+        yield* runs.remove(run)
+        const names =
+          run.tags.length === 0 ? "" : ` and its ${run.tags.length === 1 ? "name" : "names"} ${run.tags.join(", ")}`
+        yield* Console.log(`removed run ${run.id}${names}`)
+      }
+      const garbage = yield* Collection.findGarbage
+      const bytes = garbage.reduce((total, one) => total + one.bytes, 0)
+      yield* Console.log(
+        garbage.length === 0
+          ? "Its artifacts stay: other runs reach them."
+          : `The store holds ${Format.bytes(bytes)} that no run reaches. Next: tinyllama gc frees them`
+      )
+    }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
+  })
+).pipe(Command.withDescription("Remove runs; what only they reach stays in the store until gc"))
 
 export const runsCommand = Command.make("runs").pipe(
   Command.withDescription("What was run"),
-  Command.withSubcommands([list, show])
+  Command.withSubcommands([list, show, tag, pin, remove])
 )
