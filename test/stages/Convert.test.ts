@@ -111,3 +111,21 @@ it.live("stops when asked to", () =>
     assert.strictEqual(error._tag, "Preempted")
   })
 )
+
+it.live("on top of an earlier result it links the GGUF files that stay, under another dtype too", () =>
+  Effect.gen(function* () {
+    const checkpoint = yield* checkpointOf(smallShape, weights)
+    const before = { dtype: "fp32", gguf: ["F16"] }
+    const old = yield* runStage(convertStage, { params: before, inputs: { checkpoint } })
+    const previous = { params: before, outputs: old.outputs, work: undefined }
+    for (const params of [{ gguf: ["F16", "Q8_0"] }, { dtype: "bf16", gguf: ["F16"] }]) {
+      const onTop = yield* runStage(convertStage, { params, inputs: { checkpoint }, previous })
+      const anew = yield* runStage(convertStage, { params, inputs: { checkpoint } })
+      assert.strictEqual(onTop.logs.filter((line) => line.includes("from an earlier result")).length, 1)
+      for (const port of ["model", "gguf"] as const) {
+        assert.deepStrictEqual(filesOf(onTop.outputs[port].folder), filesOf(anew.outputs[port].folder))
+        assert.deepStrictEqual(onTop.outputs[port].facts, anew.outputs[port].facts)
+      }
+    }
+  })
+)

@@ -208,3 +208,71 @@ describe("download from a hub", () => {
     })
   )
 })
+
+describe("download on top of an earlier result", () => {
+  const pages: Readonly<Record<string, string>> = {
+    "/a.txt": "the first",
+    "/b.txt": "the second",
+    "/c.txt?key=1": "one"
+  }
+  const web = serve((request, response) => {
+    const body = pages[request.url ?? ""]
+    if (body === undefined) return void response.writeHead(404).end()
+    sendRange(request, response, Buffer.from(body))
+  })
+
+  it.live("fetches new files alone, and leaves the same bytes", () =>
+    Effect.gen(function* () {
+      const baseDirectory = yield* corpus
+      const server = yield* web
+      const [a, b] = [{ url: `${server.base}/a.txt` }, { url: `${server.base}/b.txt` }]
+      const before = { sources: [{ path: "docs/*.md" }, a] }
+      const old = yield* runStage(downloadStage, { params: before, baseDirectory })
+      const previous = { params: before, outputs: old.outputs, work: undefined }
+      const onTop = Effect.fnUntraced(function* (sources: ReadonlyArray<unknown>) {
+        const asked = server.asked.length
+        const result = yield* runStage(downloadStage, { params: { sources }, baseDirectory, previous })
+        const fetched = server.asked.slice(asked).map(({ url }) => url)
+        const anew = yield* runStage(downloadStage, { params: { sources }, baseDirectory })
+        assert.deepStrictEqual(filesOf(result.outputs.documents.folder), filesOf(anew.outputs.documents.folder))
+        assert.strictEqual(result.outputs.documents.digest, anew.outputs.documents.digest)
+        return {
+          fetched,
+          reused: result.logs.flatMap((line) => /^(\d+) of \d+ files are those/u.exec(line)?.[1] ?? [])
+        }
+      })
+      assert.deepStrictEqual(yield* onTop([b, a, { path: "docs/*.md" }]), { fetched: ["/b.txt"], reused: ["4"] })
+      assert.deepStrictEqual(yield* onTop([a]), { fetched: [], reused: ["1"] })
+      // The same name with another query is another place; a digest that was not what came asks again.
+      assert.deepStrictEqual(yield* onTop([{ url: `${server.base}/c.txt?key=1` }]), {
+        fetched: ["/c.txt?key=1"],
+        reused: []
+      })
+      assert.deepStrictEqual(yield* onTop([{ ...a, sha256: digest("the first") }]), { fetched: [], reused: ["1"] })
+      writeFileSync(join(baseDirectory, "docs/a.md"), "A".repeat(10))
+      assert.deepStrictEqual(yield* onTop([{ path: "docs/*.md" }]), { fetched: [], reused: ["2"] })
+      // A file of the earlier result that was damaged is fetched.
+      writeFileSync(join(old.outputs.documents.folder, "files/1/a.txt"), "THE FIRST")
+      assert.deepStrictEqual(yield* onTop([a]), { fetched: ["/a.txt"], reused: [] })
+    })
+  )
+
+  it.live("what an unfinished download brought is not fetched again", () =>
+    Effect.gen(function* () {
+      const server = yield* web
+      const [a, b] = [{ url: `${server.base}/a.txt` }, { url: `${server.base}/b.txt` }]
+      const work = yield* temporaryFolder
+      yield* Effect.flip(
+        runStage(downloadStage, { params: { sources: [a, { url: `${server.base}/none.txt` }] }, work })
+      )
+      const asked = server.asked.length
+      const previous = { params: { sources: [a] }, outputs: {}, work }
+      const { outputs } = yield* runStage(downloadStage, { params: { sources: [b, a] }, previous })
+      assert.deepStrictEqual(
+        server.asked.slice(asked).map(({ url }) => url),
+        ["/b.txt"]
+      )
+      assert.strictEqual(readFileSync(join(outputs.documents.folder, "files/1/a.txt"), "utf8"), "the first")
+    })
+  )
+})

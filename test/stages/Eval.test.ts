@@ -12,7 +12,7 @@ import { toModelConfig } from "../../src/model/Architecture.ts"
 import { writeHfModel } from "../../src/model/HuggingFace.ts"
 import { evalStage } from "../../src/stages/Eval.ts"
 import { randomWeights, smallShape } from "../model/random-model.ts"
-import { artifactOf, runStage, temporaryFolder } from "./stage-fixture.ts"
+import { artifactOf, filesOf, runStage, temporaryFolder } from "./stage-fixture.ts"
 
 const shape = {
   ...smallShape,
@@ -219,5 +219,87 @@ it.live("refuses what cannot be measured, with place, cause and next step", () =
       assert.strictEqual(error.failure, failure, error.message)
       for (const word of words) assert.include(`${error.message}\n${error.next}`, word)
     }
+  })
+)
+
+/** Models and tasks whose scores a run took from an earlier report, by its log. */
+const takenBy = ({ logs }: { readonly logs: ReadonlyArray<string> }) =>
+  logs.flatMap((line) => /^(.*): taken from an earlier result$/u.exec(line)?.[1] ?? [])
+
+it.live("on top of an earlier report it scores new pairs of task and model alone, to the same bytes", () =>
+  Effect.gen(function* () {
+    const { handle: data } = yield* datasetOf(3)
+    const { handle: otherData } = yield* datasetOf(2)
+    const [first, second, third] = [
+      yield* modelOf("hf.model", 1),
+      yield* modelOf("chat.model", 2),
+      yield* modelOf("other.model", 3)
+    ]
+    const questions = yield* questionsOf({ "questions.jsonl": twelve, "more.jsonl": twelve.slice(0, 3) })
+    const before = {
+      params: { tasks: ["perplexity", "questions"] },
+      inputs: { models: [first, second], data, questions }
+    }
+    const old = yield* runStage(evalStage, before)
+    const previous = { params: before.params, outputs: old.outputs, work: undefined }
+    const cases: ReadonlyArray<readonly [Parameters<typeof runStage>[1] & object, ReadonlyArray<string>, number]> = [
+      // A task more.
+      [
+        { params: { tasks: "all" }, inputs: before.inputs },
+        ["hf.model, perplexity", "hf.model, questions", "chat.model, perplexity", "chat.model, questions"],
+        2 * 12
+      ],
+      // A task less, another order, a model more and one less.
+      [
+        { params: { tasks: ["questions"] }, inputs: { ...before.inputs, models: [third, second] } },
+        ["chat.model, questions"],
+        48
+      ],
+      // Nothing new at all.
+      [{ params: { tasks: ["perplexity"] }, inputs: { models: [second], data } }, ["chat.model, perplexity"], 0],
+      // Other blocks, another profile, another dataset: what they touch is measured again.
+      [
+        { params: { ...before.params, max_blocks: 2 }, inputs: before.inputs },
+        ["hf.model, questions", "chat.model, questions"],
+        2 * 2
+      ],
+      [
+        { params: { ...before.params, profile: "legacy" }, inputs: before.inputs },
+        ["hf.model, perplexity", "chat.model, perplexity"],
+        2 * 48
+      ],
+      [
+        { params: before.params, inputs: { ...before.inputs, data: otherData } },
+        ["hf.model, questions", "chat.model, questions"],
+        2 * 2
+      ]
+    ]
+    for (const [options, taken, scored] of cases) {
+      const onTop = yield* runStage(evalStage, { ...options, previous })
+      const anew = yield* runStage(evalStage, options)
+      assert.deepStrictEqual(filesOf(onTop.outputs.report.folder), filesOf(anew.outputs.report.folder))
+      assert.deepStrictEqual(onTop.outputs.report.facts, anew.outputs.report.facts)
+      assert.deepStrictEqual(takenBy(onTop), taken)
+      assert.strictEqual(onTop.progress.at(-1)?.done ?? 0, scored)
+      assert.deepStrictEqual(takenBy(anew), [])
+    }
+    writeFileSync(join(old.outputs.report.folder, "report.json"), "{")
+    const spoiled = yield* runStage(evalStage, { ...before, previous })
+    assert.deepStrictEqual(takenBy(spoiled), [])
+  })
+)
+
+it.live("what an unfinished run scored is not scored again when a task comes to it", () =>
+  Effect.gen(function* () {
+    const models = [yield* modelOf("hf.model", 1)]
+    const questions = yield* questionsOf({ "questions.jsonl": twelve, "more.jsonl": twelve.slice(0, 3) })
+    const before = { params: { tasks: ["questions"], batch_tokens: 100 }, inputs: { models, questions } }
+    const work = yield* temporaryFolder
+    yield* Effect.flip(runStage(evalStage, { ...before, work, stopAfterPolls: 4 }))
+    const after = { params: { tasks: "all", batch_tokens: 100 }, inputs: before.inputs }
+    const onTop = yield* runStage(evalStage, { ...after, previous: { params: before.params, outputs: {}, work } })
+    const anew = yield* runStage(evalStage, after)
+    assert.isTrue(onTop.logs.some((line) => /questions: \d+ requests were scored by an earlier attempt/u.test(line)))
+    assert.deepStrictEqual(filesOf(onTop.outputs.report.folder), filesOf(anew.outputs.report.folder))
   })
 )

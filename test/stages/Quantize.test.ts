@@ -116,3 +116,38 @@ it.live("refuses what it cannot read", () =>
     assert.deepStrictEqual([none._tag, twice._tag], ["Failure", "Failure"])
   })
 )
+
+it.live("on top of an earlier result or unfinished work it makes new types alone, to the same bytes", () =>
+  Effect.gen(function* () {
+    const model = yield* modelWith("guanaco")
+    const before = { types: ["Q8_0", "F16"] }
+    const work = yield* temporaryFolder
+    const old = yield* runStage(quantizeStage, { params: before, inputs: { model }, work })
+    const taken = ({ logs }: { readonly logs: ReadonlyArray<string> }) =>
+      logs.flatMap((line) => /^(\w+):.*from an earlier result/u.exec(line)?.[1] ?? [])
+    const cases: ReadonlyArray<readonly [types: Array<string>, taken: Array<string>]> = [
+      [["Q4_0", "Q8_0"], ["Q8_0"]],
+      [["F16"], ["F16"]],
+      [["F32"], []]
+    ]
+    for (const [types, expected] of cases) {
+      const anew = yield* runStage(quantizeStage, { params: { types }, inputs: { model } })
+      for (const previous of [
+        { params: before, outputs: old.outputs, work: undefined },
+        { params: before, outputs: {}, work }
+      ]) {
+        const onTop = yield* runStage(quantizeStage, { params: { types }, inputs: { model }, previous })
+        assert.deepStrictEqual(taken(onTop), expected)
+        assert.strictEqual(onTop.outputs.gguf.digest, anew.outputs.gguf.digest)
+      }
+    }
+    // A file that is not what its digest says is made anew.
+    const file = `${old.outputs.gguf.folder}/model-F16.gguf`
+    rmSync(file)
+    writeFileSync(file, "spoiled")
+    const previous = { params: before, outputs: old.outputs, work: undefined }
+    const again = yield* runStage(quantizeStage, { params: before, inputs: { model }, previous })
+    assert.deepStrictEqual(taken(again), ["Q8_0"])
+    assert.strictEqual(again.outputs.gguf.digest, old.outputs.gguf.digest)
+  })
+)

@@ -157,6 +157,32 @@ describe("sft", () => {
     }).pipe(Effect.scoped)
   )
 
+  it.live("an unfinished run goes on with more epochs, to the bytes of one that had them from the start", () =>
+    Effect.gen(function* () {
+      const base = yield* baseCheckpoint({})
+      const talk = yield* conversationDocuments(lines)
+      const more = { validation: 0.2, epochs: 5 }
+      const work = yield* temporaryFolder
+      const before = { ...params, validation: 0.2, epochs: 3 }
+      yield* Effect.flip(fineTune(base, talk, { params: before, work, stopAfterPolls: 7 }))
+      const previous = { params: before, outputs: {}, work }
+      const onTop = yield* fineTune(base, talk, { params: more, previous })
+      const anew = yield* fineTune(base, talk, { params: more })
+      assert.isTrue(onTop.logs.some((line) => /^continues an earlier run, of which the first [1-9]/u.test(line)))
+      assert.deepStrictEqual(filesOf(onTop.outputs.model.folder), filesOf(anew.outputs.model.folder))
+      assert.deepStrictEqual(onTop.outputs.model.facts, anew.outputs.model.facts)
+      // The last step of the shorter run had fewer conversations: it is none of the longer run's.
+      const short = { ...params, epochs: 1 }
+      const whole = yield* temporaryFolder
+      yield* fineTune(base, talk, { params: short, work: whole })
+      const longer = { params: { epochs: 3 }, previous: { params: short, outputs: {}, work: whole } }
+      assert.deepStrictEqual(
+        filesOf((yield* fineTune(base, talk, longer)).outputs.model.folder),
+        filesOf((yield* fineTune(base, talk, { params: { epochs: 3 } })).outputs.model.folder)
+      )
+    }).pipe(Effect.scoped)
+  )
+
   it.live("holds conversations out for validation, the same for the same seed", () =>
     Effect.gen(function* () {
       const base = yield* baseCheckpoint({})
