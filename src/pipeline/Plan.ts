@@ -102,10 +102,42 @@ export const plan = Effect.fn("plan")(function* (
     cpus: options.cpus ?? availableParallelism(),
     estimates: options.estimates ?? true
   }
-  for (const stage of pipeline.stages) planning.plans.set(stage.name, yield* planStage(planning, stage))
+  yield* planInWaves(planning)
   const { decisions, facts, observed, plans } = planning
-  const result: Plan = { stages: Array.from(plans.values()), facts, decisions, observed }
+  const stages = pipeline.stages.flatMap(({ name }) => plans.get(name) ?? [])
+  const result: Plan = { stages, facts, decisions, observed }
   return result
+})
+
+/** Look-ups that wait for the disk at a time. */
+const lookUps = 32
+
+/** All stages whose needs are planned, together: looking a stage up is mostly waiting for the disk. */
+const planInWaves = Effect.fnUntraced(function* (planning: Planning) {
+  const { pipeline, plans } = planning
+  const runningByKey = new Map<string, string>()
+  let waiting = pipeline.stages
+  while (waiting.length > 0) {
+    const ready = waiting.filter(({ needs }) => needs.every((need) => plans.has(need)))
+    const planned = yield* Effect.forEach(ready, (stage) => planStage(planning, stage), { concurrency: lookUps })
+    for (const entry of planned) {
+      const twin = entry.key !== undefined && willRun(entry) ? runningByKey.get(entry.key) : undefined
+      plans.set(entry.stage, twin === undefined ? entry : sharedWith(entry, twin))
+      if (twin === undefined && entry.key !== undefined && willRun(entry)) runningByKey.set(entry.key, entry.stage)
+    }
+    waiting = waiting.filter(({ name }) => !plans.has(name))
+  }
+})
+
+/** Two stages of one key: whichever comes first makes the result. */
+const sharedWith = (entry: StagePlan, twin: string): StagePlan => ({
+  ...entry,
+  status: "pending",
+  reasons: [{ _tag: "Shared", stage: twin }],
+  change: undefined,
+  resumesAt: undefined,
+  resumesFrom: undefined,
+  estimate: undefined
 })
 
 /** What stages read from outside, before anything runs: a missing file is known at once. */
@@ -186,11 +218,6 @@ const planDecided = Effect.fnUntraced(function* (planning: Planning, stage: Reso
     }
     case "Run": {
       const { key, previous, reasons } = decision
-      const twin = Array.from(planning.plans.values()).find((other) => willRun(other) && other.key === key)
-      if (twin !== undefined) {
-        const shared: StagePlan = { ...entry, status: "pending", key, reasons: [{ _tag: "Shared", stage: twin.stage }] }
-        return shared
-      }
       const own = decision.resumes ? yield* resumePoint(stage, key) : undefined
       const base: StagePlan = {
         ...entry,
