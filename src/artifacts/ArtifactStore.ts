@@ -8,11 +8,20 @@
  *   locks/                    one writer per stage key
  */
 import { createHash } from "node:crypto"
-import { Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, Schema, Stream } from "effect"
+import { Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, Result, Schema, Stream } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 import { type ArtifactHandle, type ArtifactType, type Facts, Manifest } from "./Artifact.ts"
 import { digestOf } from "./CanonicalJson.ts"
-import { storageFailure, sync, writeJsonAtomic } from "./DurableFile.ts"
+import {
+  createFileAtomic,
+  errorCode,
+  jsonText,
+  storageFailure,
+  sync,
+  temporaryName,
+  writeFileAtomic,
+  writeJsonAtomic
+} from "./DurableFile.ts"
 
 /** What the store remembers of a stage key: which artifacts it gave, and who made them. */
 export const KeyRecord = Schema.Struct({
@@ -47,7 +56,7 @@ export type Lookup =
       readonly artifacts: Readonly<Record<string, StoredArtifact>>
     }
   | { readonly _tag: "Absent" }
-  | { readonly _tag: "Damaged"; readonly record: KeyRecord; readonly detail: string }
+  | { readonly _tag: "Damaged"; readonly record: KeyRecord | undefined; readonly detail: string }
 
 export interface Publication {
   readonly type: ArtifactType
@@ -66,13 +75,14 @@ export class ArtifactStore extends Context.Service<
     /** Absolute. */
     readonly root: string
     /** The artifact, if its manifest is there and every file has its size; else undefined. */
-    readonly get: (digest: string) => Effect.Effect<StoredArtifact | undefined>
-    readonly handle: (digest: string, origin: string) => Effect.Effect<ArtifactHandle | undefined>
+    readonly get: (digest: string) => Effect.Effect<StoredArtifact | undefined, StageError>
+    readonly handle: (digest: string, origin: string) => Effect.Effect<ArtifactHandle | undefined, StageError>
     /** Reads every byte; names the files that differ from the manifest. */
     readonly verify: (digest: string) => Effect.Effect<ReadonlyArray<string>, StageError>
-    readonly lookup: (key: string) => Effect.Effect<Lookup>
+    /** Fails when the disk cannot be read: a result that cannot be read now is not lost, and must not be made again for that. */
+    readonly lookup: (key: string) => Effect.Effect<Lookup, StageError>
     /** What is recorded of a key, whatever became of its artifacts. */
-    readonly record: (key: string) => Effect.Effect<KeyRecord | undefined>
+    readonly record: (key: string) => Effect.Effect<KeyRecord | undefined, StageError>
     /** Digests, makes durable and moves a filled folder into the store; an artifact that is there already is kept. */
     readonly publish: (
       publication: Publication
@@ -101,27 +111,56 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const recordOf = (key: string) => path.join(root, "keys", `${key}.json`)
   const workOf = (key: string) => path.join(root, "work", key)
 
-  const read = (digest: string) =>
-    fs
-      .readFileString(manifestOf(digest))
-      .pipe(Effect.flatMap(decodeManifest), Effect.option, Effect.map(Option.getOrUndefined))
+  /** undefined when there is no such file. */
+  const readText = (file: string) =>
+    fs.readFileString(file).pipe(
+      Effect.catchIf(
+        (error) => error.reason._tag === "NotFound",
+        () => Effect.undefined
+      ),
+      Effect.mapError(storageFailure(file))
+    )
+
+  /** The manifest of that digest, or what is wrong with it. */
+  const read = Effect.fnUntraced(function* (digest: string) {
+    const text = yield* readText(manifestOf(digest))
+    if (text === undefined) return "its manifest is missing"
+    const manifest = yield* Effect.option(decodeManifest(text))
+    if (Option.isNone(manifest)) return "its manifest is damaged"
+    const { facts, files, type } = manifest.value
+    return artifactDigest(type, files, facts) === digest ? manifest.value : "its manifest was altered"
+  })
 
   /** The first file that is missing or has another size. */
   const firstDamage = Effect.fnUntraced(function* (manifest: Manifest, folder: string) {
     for (const file of manifest.files) {
-      const info = yield* Effect.option(fs.stat(path.join(folder, file.path)))
-      if (Option.isNone(info)) return `${file.path} is missing`
-      const size = Number(info.value.size)
+      const full = path.join(folder, file.path)
+      const info = yield* fs.stat(full).pipe(
+        Effect.catchIf(
+          (error) => error.reason._tag === "NotFound",
+          () => Effect.undefined
+        ),
+        Effect.mapError(storageFailure(full))
+      )
+      if (info === undefined) return `${file.path} is missing`
+      const size = Number(info.size)
       if (size !== file.bytes) return `${file.path} has ${size} bytes, not ${file.bytes}`
     }
     return undefined
   })
 
-  const get = Effect.fn("ArtifactStore.get")(function* (digest: string) {
+  /** The artifact with all its files in their sizes, or what is wrong with it. */
+  const inspect = Effect.fnUntraced(function* (digest: string) {
     const manifest = yield* read(digest)
-    if (manifest === undefined) return undefined
+    if (typeof manifest === "string") return manifest
     const folder = folderOf(digest)
-    return (yield* firstDamage(manifest, folder)) === undefined ? { manifest, folder } : undefined
+    const found: StoredArtifact = { manifest, folder }
+    return (yield* firstDamage(manifest, folder)) ?? found
+  })
+
+  const get = Effect.fn("ArtifactStore.get")(function* (digest: string) {
+    const found = yield* inspect(digest)
+    return typeof found === "string" ? undefined : found
   })
 
   const handle = (digest: string, origin: string) =>
@@ -129,35 +168,41 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
 
   const verify = Effect.fn("ArtifactStore.verify")(function* (digest: string) {
     const manifest = yield* read(digest)
-    if (manifest === undefined) return ["the manifest is missing"]
+    if (typeof manifest === "string") return [manifest.replace(/^its/u, "the")]
     const faults: Array<string> = []
     for (const file of manifest.files) {
-      const actual = yield* Effect.option(hashFile(fs, path.join(folderOf(digest), file.path)))
-      if (Option.isNone(actual)) faults.push(`${file.path} is missing`)
-      else if (actual.value.sha256 !== file.sha256) faults.push(`${file.path} does not have its sha256`)
+      const actual = yield* Effect.result(hashFile(fs, path.join(folderOf(digest), file.path)))
+      if (Result.isFailure(actual)) {
+        const code = errorCode(actual.failure)
+        faults.push(code === "ENOENT" ? `${file.path} is missing` : `${file.path} cannot be read (${code})`)
+      } else if (actual.success.sha256 !== file.sha256) faults.push(`${file.path} does not have its sha256`)
     }
-    if (artifactDigest(manifest.type, manifest.files, manifest.facts) !== digest)
-      faults.push("the manifest was altered")
     return faults
   })
 
-  const record = (key: string) =>
-    fs
-      .readFileString(recordOf(key))
-      .pipe(Effect.flatMap(decodeRecord), Effect.option, Effect.map(Option.getOrUndefined))
+  const decodeOptional = (text: string | undefined) =>
+    text === undefined
+      ? Effect.undefined
+      : Effect.map(Effect.option(decodeRecord(text)), Option.getOrUndefined)
+
+  const record = (key: string) => Effect.flatMap(readText(recordOf(key)), decodeOptional)
 
   const lookup = Effect.fn("ArtifactStore.lookup")(function* (key: string) {
-    const known = yield* record(key)
-    if (known === undefined) return { _tag: "Absent" } satisfies Lookup
+    const text = yield* readText(recordOf(key))
+    if (text === undefined) return { _tag: "Absent" } satisfies Lookup
+    const known = yield* decodeOptional(text)
+    if (known?.key !== key) {
+      const detail = `the record ${recordOf(key)} is damaged`
+      return { _tag: "Damaged", record: undefined, detail } satisfies Lookup
+    }
     const found: Record<string, StoredArtifact> = {}
     for (const [port, digest] of Object.entries(known.outputs)) {
-      const manifest = yield* read(digest)
-      const folder = folderOf(digest)
-      const damage = manifest === undefined ? "its manifest is missing" : yield* firstDamage(manifest, folder)
-      if (manifest === undefined || damage !== undefined) {
-        return { _tag: "Damaged", record: known, detail: `${port} (${folder}): ${damage}` } satisfies Lookup
+      const artifact = yield* inspect(digest)
+      if (typeof artifact === "string") {
+        const detail = `${port} (${folderOf(digest)}): ${artifact}`
+        return { _tag: "Damaged", record: known, detail } satisfies Lookup
       }
-      found[port] = { manifest, folder }
+      found[port] = artifact
     }
     return { _tag: "Complete", record: known, artifacts: found } satisfies Lookup
   })
@@ -174,24 +219,75 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     }
     const digest = artifactDigest(type, files, facts)
     const target = folderOf(digest)
-    const present = yield* get(digest)
-    if (present !== undefined) {
-      yield* Effect.ignore(fs.remove(folder, { recursive: true }))
-      return { ...present, reused: true }
-    }
     const manifest: Manifest = { type, digest, files, facts, madeBy }
-    yield* Effect.gen(function* () {
+    return yield* Effect.gen(function* () {
       yield* fs.makeDirectory(artifacts, { recursive: true })
-      // A folder without a valid manifest is the rest of a crash or of damage: out of the way, and gone once ours is in place.
-      const aside = `${target}.damaged-${process.pid}`
-      if (yield* fs.exists(target)) yield* fs.rename(target, aside)
-      yield* fs.rename(folder, target)
-      yield* sync(artifacts)
-      yield* writeJsonAtomic(manifestOf(digest), manifest)
-      yield* Effect.ignore(fs.remove(aside, { recursive: true, force: true }))
-    }).pipe(Effect.mapError(storageFailure(target)))
-    return { manifest, folder: target, reused: false }
+      const { aside, moved } = yield* settle(folder, target, files)
+      const before = yield* introduce(manifest)
+      // Only now is there a successor of what was damaged.
+      yield* Effect.forEach(aside, (old) => Effect.ignore(fs.remove(old, { recursive: true, force: true })))
+      return { manifest: before ?? manifest, folder: target, reused: !moved && before !== undefined }
+    }).pipe(Effect.mapError((error) => (error._tag === "StageError" ? error : storageFailure(target)(error))))
   }, Effect.provideContext(services))
+
+  /**
+   * Leaves a folder with just these files at `target`, and tells which damaged ones stood in the way. A folder that holds them is kept, with a
+   * manifest or (after a crash) without: others may be reading it.
+   */
+  const settle = Effect.fnUntraced(function* (folder: string, target: string, files: Manifest["files"]) {
+    const aside: Array<string> = []
+    for (;;) {
+      if (yield* fs.exists(target)) {
+        if (yield* holds(target, files)) {
+          yield* Effect.ignore(fs.remove(folder, { recursive: true }))
+          return { aside, moved: false }
+        }
+        const damaged = temporaryName(`${target}.damaged`)
+        yield* fs.rename(target, damaged)
+        aside.push(damaged)
+      }
+      // Someone else may publish the same at this moment: then theirs is looked at in turn.
+      const moved = yield* fs.rename(folder, target).pipe(
+        Effect.as(true),
+        Effect.catchIf(
+          (error) => ["ENOTEMPTY", "EEXIST"].includes(errorCode(error) ?? ""),
+          () => Effect.succeed(false)
+        )
+      )
+      if (!moved) continue
+      yield* sync(artifacts)
+      return { aside, moved: true }
+    }
+  })
+
+  /** Writes the manifest, or returns the one that says the same and was there first. */
+  const introduce = Effect.fnUntraced(function* (manifest: Manifest) {
+    const file = manifestOf(manifest.digest)
+    const before = yield* read(manifest.digest)
+    if (typeof before !== "string") return before
+    if (yield* createFileAtomic(file, jsonText(manifest))) return undefined
+    const other = yield* read(manifest.digest)
+    if (typeof other !== "string") return other
+    yield* writeFileAtomic(file, jsonText(manifest))
+    return undefined
+  })
+
+  /** Whether a folder holds these files, byte for byte, and no other. */
+  const holds = Effect.fnUntraced(function* (folder: string, files: Manifest["files"]) {
+    const expected = new Map(files.map((file) => [file.path, file]))
+    const names = yield* Effect.orElseSucceed(fs.readDirectory(folder, { recursive: true }), () => [])
+    for (const name of names) {
+      const full = path.join(folder, name)
+      const info = yield* Effect.option(fs.stat(full))
+      if (Option.isSome(info) && info.value.type === "Directory") continue
+      const file = expected.get(name.split(path.sep).join("/"))
+      if (file === undefined || Option.isNone(info) || Number(info.value.size) !== file.bytes) return false
+      const actual = yield* Effect.option(hashFile(fs, full))
+      if (Option.isNone(actual) || actual.value.sha256 !== file.sha256) return false
+      expected.delete(file.path)
+    }
+    return expected.size === 0
+  })
 
   /** Every file below `folder` with size and digest, each made durable, in code-unit order of the paths. */
   const digestFiles = Effect.fnUntraced(function* (folder: string) {

@@ -1,6 +1,7 @@
 /** Writes that survive a crash at any instruction: either the old content or the new one is there. */
-import { Effect, FileSystem, Path, type PlatformError } from "effect"
+import { Clock, Effect, FileSystem, Option, Path, type PlatformError } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
+import { identify, machineMark, processRuns } from "./ProcessIdentity.ts"
 
 const encoder = new TextEncoder()
 
@@ -10,28 +11,98 @@ export const sync = Effect.fnUntraced(function* (path: string) {
   yield* Effect.scoped(Effect.flatMap(fs.open(path, { flag: "r" }), (file) => file.sync))
 })
 
-/** Temporary file, fsync, rename, fsync of the folder. The folder is made when missing. */
-export const writeFileAtomic = Effect.fn("writeFileAtomic")(function* (target: string, text: string) {
+/** A name beside `target` that no other process uses and that says whose it is: `removeTemporaries` takes it away once its process is gone. */
+export const temporaryName = (target: string): string => {
+  const { pid, start } = identify(process.pid)
+  return `${target}.${pid}-${start ?? "x"}-${machineMark()}-${Math.random().toString(36).slice(2, 10)}.tmp`
+}
+
+/** A temporary of a machine whose processes we cannot see is left alone for a day. */
+const strangersMillis = 86_400_000
+
+/** Removes from one folder what dead processes left half done. `names` saves reading the folder where they are known. */
+export const removeTemporaries = Effect.fn("removeTemporaries")(function* (
+  folder: string,
+  names?: ReadonlyArray<string>
+) {
   const fs = yield* FileSystem.FileSystem
-  const folder = (yield* Path.Path).dirname(target)
-  yield* fs.makeDirectory(folder, { recursive: true })
-  const temporary = `${target}.${process.pid}-${Math.random().toString(36).slice(2, 10)}.tmp`
-  yield* Effect.scoped(
-    Effect.gen(function* () {
-      const file = yield* fs.open(temporary, { flag: "wx" })
-      yield* file.writeAll(encoder.encode(text))
-      yield* file.sync
+  const path = yield* Path.Path
+  const found = names ?? (yield* fs.readDirectory(folder).pipe(Effect.orElseSucceed(() => [])))
+  const now = yield* Clock.currentTimeMillis
+  for (const name of found.filter((one) => one.endsWith(".tmp"))) {
+    const file = path.join(folder, name)
+    const [, pid, start, machine] = /\.(\d+)-(\w+)-([0-9a-f]{8})-\w+\.tmp$/u.exec(name) ?? []
+    const ours = machine === machineMark()
+    const written = ours ? Option.none() : yield* Effect.option(fs.stat(file))
+    const age = Option.match(written, {
+      onNone: () => 0,
+      onSome: ({ mtime }) => now - (Option.getOrUndefined(mtime)?.getTime() ?? now)
     })
-  ).pipe(
-    Effect.andThen(fs.rename(temporary, target)),
-    Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
-  )
-  yield* sync(folder)
+    const left = ours
+      ? !processRuns({ pid: Number(pid), start: start === "x" || start === undefined ? null : start })
+      : age > strangersMillis
+    if (left) yield* Effect.ignore(fs.remove(file, { recursive: true, force: true }))
+  }
 })
 
-/** Two-space JSON with a final newline, written atomically. */
-export const writeJsonAtomic = (target: string, value: unknown) =>
-  writeFileAtomic(target, `${JSON.stringify(value, null, 2)}\n`)
+/** Temporary file, fsync, `settle` (which gives it its name), fsync of the folder. The folder is made when missing. */
+const writeDurably = <A, R>(
+  target: string,
+  text: string,
+  settle: (temporary: string) => Effect.Effect<A, PlatformError.PlatformError, R>
+) =>
+  Effect.gen(function* () {
+    const fs = yield* FileSystem.FileSystem
+    const folder = (yield* Path.Path).dirname(target)
+    yield* fs.makeDirectory(folder, { recursive: true })
+    const temporary = temporaryName(target)
+    const settled = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const file = yield* fs.open(temporary, { flag: "wx" })
+        yield* file.writeAll(encoder.encode(text))
+        yield* file.sync
+      })
+    ).pipe(
+      Effect.andThen(settle(temporary)),
+      Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
+    )
+    yield* sync(folder)
+    return settled
+  })
+
+/** Replaces the file as a whole, or makes it. */
+export const writeFileAtomic = Effect.fn("writeFileAtomic")(function* (target: string, text: string) {
+  const fs = yield* FileSystem.FileSystem
+  yield* writeDurably(target, text, (temporary) => fs.rename(temporary, target))
+})
+
+/** Makes the file as a whole. False, and nothing is changed, when it is there already: of several processes one makes it. */
+export const createFileAtomic = Effect.fn("createFileAtomic")(function* (target: string, text: string) {
+  const fs = yield* FileSystem.FileSystem
+  return yield* writeDurably(target, text, (temporary) =>
+    fs.link(temporary, target).pipe(
+      Effect.as(true),
+      Effect.catchIf(
+        (error) => error.reason._tag === "AlreadyExists",
+        () => Effect.succeed(false)
+      ),
+      Effect.tap(() => fs.remove(temporary, { force: true })),
+      // Some network and removable disks have no hard links.
+      Effect.catchIf(
+        (error) => unlinkable.has(errorCode(error) ?? ""),
+        () => Effect.as(fs.rename(temporary, target), true)
+      )
+    )
+  )
+})
+
+const unlinkable: ReadonlySet<string> = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"])
+
+/** Two-space JSON with a final newline. */
+export const jsonText = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`
+
+/** `jsonText`, written atomically. */
+export const writeJsonAtomic = (target: string, value: unknown) => writeFileAtomic(target, jsonText(value))
 
 /** The errno name of the cause, where the platform told one: "ENOSPC". */
 export const errorCode = (error: PlatformError.PlatformError): string | undefined => {
@@ -49,6 +120,20 @@ export const storageFailure =
         failure: "disk-full",
         message: `no room left on the disk of ${path} (${code})`,
         next: "free some space, then run again: everything complete is kept"
+      })
+    }
+    if (code === "EROFS" || code === "EACCES" || code === "EPERM") {
+      return new StageError({
+        failure: "internal",
+        message: `the disk of ${path} cannot be written (${code}${code === "EROFS" ? ": it is read-only" : ""})`,
+        next: "make it writable, or choose another folder with --runs, then run again: everything complete is kept"
+      })
+    }
+    if (code === "EIO") {
+      return new StageError({
+        failure: "internal",
+        message: `the disk of ${path} reports an input/output error (EIO): ${error.message}`,
+        next: "check the disk and the system's log, then run again: everything complete is kept"
       })
     }
     return new StageError({

@@ -332,7 +332,7 @@ const leftovers = Effect.fnUntraced(function* (disk: Disk) {
   for (const name of yield* disk.names(disk.runs)) {
     const path = disk.join(disk.runs, name)
     if (name.startsWith(".removed-")) yield* add(path, `runs/${name}`, "a run whose removal was cut off")
-    if (name.startsWith(".latest-")) yield* add(path, `runs/${name}`, "a link that was cut off")
+    if (name.endsWith(".tmp")) yield* add(path, `runs/${name}`, "a run or a link that was cut off")
     if (runFolderName.test(name)) yield* unpublished(disk, name, add)
   }
   return found

@@ -35,8 +35,11 @@ export const openJournal = Effect.fn("openJournal")(function* (path: string) {
   const file = yield* fs.open(path, { flag: "a+" })
   const one = yield* Semaphore.make(1)
   const shown = new Map<string, number>()
-  // Every append after a torn one starts on a fresh line.
-  let torn = yield* endsTorn(file)
+  /** Bytes that are whole lines; what a failed append left beyond them is cut off by the next one. */
+  let whole = Number((yield* file.stat).size)
+  /** Lines that found no room yet: written with the next one that does. A line that a crash tore in an earlier run is ended first. */
+  let waiting = (yield* endsTorn(file)) ? "\n" : ""
+  let torn = false
   let announced = false
 
   const kept = Effect.fnUntraced(function* (event: RunEvent) {
@@ -49,11 +52,14 @@ export const openJournal = Effect.fn("openJournal")(function* (path: string) {
   })
 
   const append = Effect.fnUntraced(function* (event: RunEvent) {
-    const line = yield* encodeLine(event)
-    const prefix = torn ? "\n" : ""
+    waiting += `${yield* encodeLine(event)}\n`
+    const bytes = encoder.encode(waiting)
+    if (torn) yield* file.truncate(whole)
     torn = true
-    yield* file.writeAll(encoder.encode(`${prefix}${line}\n`))
+    yield* file.writeAll(bytes)
     torn = false
+    waiting = ""
+    whole += bytes.length
     if (durable.has(event._tag)) yield* file.sync
   })
 

@@ -7,20 +7,14 @@
  */
 import { hostname } from "node:os"
 import { randomBytes } from "node:crypto"
-import { readFileSync, readlinkSync } from "node:fs"
 import { Clock, Effect, FileSystem, Option, Path, type PlatformError, Random, Runtime, Schedule, Schema } from "effect"
 import { writeFileAtomic } from "../artifacts/DurableFile.ts"
+import { identify, machineId, ProcessId, processRuns } from "../artifacts/ProcessIdentity.ts"
 import { timestamp } from "./Journal.ts"
 
 const heartbeatMillis = 2000
 /** A holder elsewhere that gave no sign for this long is dead. */
 const silenceMillis = 30_000
-
-const ProcessId = Schema.Struct({
-  pid: Schema.Int,
-  /** Clock ticks from boot to the process's start, from /proc; null where there is no /proc. */
-  start: Schema.NullOr(Schema.String)
-})
 
 export const Claim = Schema.Struct({
   version: Schema.Literal(1),
@@ -188,6 +182,16 @@ export const lockHolder = Effect.fn("lockHolder")(function* (prefix: string) {
 /** Whether the claim's process is one that this process can see and signal. */
 export const isLocal = (claim: Claim): boolean => claim.machine === machineId()
 
+/** Takes away the claims of dead holders in a folder; whoever wants one of their locks would do the same. */
+export const removeDeadClaims = Effect.fn("removeDeadClaims")(function* (folder: string) {
+  const fs = yield* FileSystem.FileSystem
+  for (const found of yield* readClaimsIn(folder, () => true)) {
+    if (yield* isAlive(found)) continue
+    yield* endWorker(found.claim)
+    yield* Effect.ignore(fs.remove(found.file, { force: true }))
+  }
+})
+
 interface FoundClaim {
   readonly file: string
   readonly claim: Claim
@@ -196,10 +200,14 @@ interface FoundClaim {
 }
 
 const readClaims = Effect.fnUntraced(function* (prefix: string) {
+  const path = yield* Path.Path
+  const start = `${path.basename(prefix)}.`
+  return yield* readClaimsIn(path.dirname(prefix), (name) => name.startsWith(start))
+})
+
+const readClaimsIn = Effect.fnUntraced(function* (folder: string, wanted: (name: string) => boolean) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
-  const folder = path.dirname(prefix)
-  const start = `${path.basename(prefix)}.`
   const names = yield* fs.readDirectory(folder).pipe(
     Effect.catchIf(
       (error) => error.reason._tag === "NotFound",
@@ -207,16 +215,25 @@ const readClaims = Effect.fnUntraced(function* (prefix: string) {
     )
   )
   const found: Array<FoundClaim> = []
-  for (const name of names.filter((name) => name.startsWith(start) && name.endsWith(".lock"))) {
+  for (const name of names.filter((name) => name.endsWith(".lock") && wanted(name))) {
     const file = path.join(folder, name)
-    // A claim that vanishes or does not decode was withdrawn, or never got past its first write.
-    const claim = yield* Effect.option(Effect.flatMap(fs.readFileString(file), decodeClaim))
-    const info = yield* Effect.option(fs.stat(file))
-    if (Option.isNone(claim) || Option.isNone(info)) continue
-    found.push({ file, claim: claim.value, heartbeat: Option.getOrUndefined(info.value.mtime)?.getTime() ?? 0 })
+    const text = yield* readIfThere(fs.readFileString(file))
+    const info = yield* readIfThere(fs.stat(file))
+    const claim = text === undefined ? Option.none() : yield* Effect.option(decodeClaim(text))
+    // A claim that vanishes was withdrawn; one that does not decode lost its bytes in a power cut, and with them its process.
+    if (Option.isNone(claim) || info === undefined) continue
+    found.push({ file, claim: claim.value, heartbeat: Option.getOrUndefined(info.mtime)?.getTime() ?? 0 })
   }
   return found
 })
+
+/** undefined when there is no such file; a disk that cannot be read must not look like a free lock. */
+const readIfThere = <A, R>(reading: Effect.Effect<A, PlatformError.PlatformError, R>) =>
+  Effect.catchIf(
+    reading,
+    (error) => error.reason._tag === "NotFound",
+    () => Effect.undefined
+  )
 
 const isAlive = ({ claim, heartbeat }: FoundClaim): Effect.Effect<boolean> =>
   claim.machine === machineId()
@@ -247,35 +264,3 @@ const beat = (file: string): Effect.Effect<void, never, FileSystem.FileSystem> =
     const now = new Date(yield* Clock.currentTimeMillis)
     yield* Effect.ignore(fs.utimes(file, now, now))
   })
-
-const identify = (pid: number): typeof ProcessId.Type => ({ pid, start: startOf(pid) })
-
-/** Field 22 of /proc/<pid>/stat; the name in field 2 may hold spaces and parentheses, so count from its end. */
-const startOf = (pid: number): string | null => {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8")
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
-    // A zombie has ended: its parent has only not asked for it yet.
-    return fields[0] === "Z" ? null : (fields[19] ?? null)
-  } catch {
-    return null
-  }
-}
-
-const processRuns = (known: typeof ProcessId.Type): boolean => {
-  if (known.start !== null) return startOf(known.pid) === known.start
-  try {
-    process.kill(known.pid, 0)
-    return true
-  } catch (error) {
-    return error instanceof Error && "code" in error && error.code === "EPERM"
-  }
-}
-
-const machineId = (): string => {
-  try {
-    return `${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()} ${readlinkSync("/proc/self/ns/pid")}`
-  } catch {
-    return hostname()
-  }
-}

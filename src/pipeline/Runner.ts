@@ -11,11 +11,12 @@ import { journalFile, openJournal, timestamp } from "./Journal.ts"
 import { requirePreflight } from "./Preflight.ts"
 import type { ResolvedPipeline, ResolvedStage } from "./ResolvedPipeline.ts"
 import type { RunEvent, RunStatus, StageOutcome } from "./RunEvent.ts"
-import { acquireLock, type Claim } from "./RunLock.ts"
+import { acquireLock, type Claim, removeDeadClaims } from "./RunLock.ts"
 import { type RunInfo, Runs, storageError, type StorageError } from "./Runs.ts"
 import { readSecrets, type Secrets } from "./Secrets.ts"
 import { resolveSelection, type Roles, type Selection, UsageError } from "./Selection.ts"
 import { useStore } from "./StoreLock.ts"
+import { sweep } from "./Sweep.ts"
 import { type Outputs, type RunContext, runStage, type StageResult } from "./StageRun.ts"
 import { type FailureClass, StageError } from "./StageType.ts"
 
@@ -137,8 +138,9 @@ const openRun = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, options
     only: options.only ?? [],
     force: options.force ?? []
   })
-  const since = found.selection?.digest === digest ? found.selection.since : yield* timestamp
+  const since = found.selection?.digest === digest ? found.selection.since : yield* afterAllOf(found)
   const { finishedAt: _, ...open } = found
+  if (latest !== undefined && options.run === undefined) yield* runs.pointLatest(found)
   const info = yield* runs.update(open, { status: "running", selection: { digest, since } })
   const opened: OpenRun = {
     info: { ...info, abandoned: false },
@@ -154,6 +156,14 @@ interface OpenRun {
   /** Runners that had this run and ended without finishing it. */
   readonly takenOver: ReadonlyArray<Claim>
 }
+
+/** Now, or just after the run's last event where the clock was set back since: what was made before must not look newer than this. */
+const afterAllOf = Effect.fnUntraced(function* (run: RunInfo) {
+  const runs = yield* Runs
+  const now = yield* timestamp
+  const last = (yield* runs.readEvents(run)).reduce((latest, { at }) => (at > latest ? at : latest), "")
+  return last < now ? now : new Date(Date.parse(last) + 1).toISOString()
+})
 
 /** The run that the user names, if it is one of this very pipeline. */
 const namedRun = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, name: string) {
@@ -181,8 +191,13 @@ const isRunOf = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, run: Ru
 
 const unfinished = Effect.fnUntraced(function* (pipeline: ResolvedPipeline) {
   const file = (yield* Path.Path).resolve(pipeline.file)
-  const latest = (yield* (yield* Runs).list).find((run) => run.file === file && run.pipeline === pipeline.name)
-  if (latest === undefined || latest.status === "complete") return undefined
+  const latest = yield* (yield* Runs).newest((run) => run.file === file && run.pipeline === pipeline.name)
+  if (latest === undefined) return undefined
+  if (latest.status === "complete") {
+    // Its runner may have been killed after its very last step.
+    yield* Effect.ignore(removeDeadClaims(latest.folder))
+    return undefined
+  }
   return (yield* isRunOf(pipeline, latest)) ? latest : undefined
 })
 
@@ -249,6 +264,7 @@ const execute = Effect.fnUntraced(function* (
   const summaries = yield* runStages(context, stages, roles, planned).pipe(
     Effect.onInterrupt(() => Effect.ignore(finish("preempted")))
   )
+  yield* Effect.ignore(sweep(runs.root, info.folder))
   const status = statusOf(summaries)
   const summary: RunSummary = {
     run: info.id,

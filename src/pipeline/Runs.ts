@@ -10,7 +10,7 @@
  * and <runs>/latest points to the newest; tags/ and pins/ beside them hold what people say of runs.
  */
 import { Clock, Context, Effect, FileSystem, Layer, Option, Path, PlatformError, Runtime, Schema } from "effect"
-import { storageFailure, writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
+import { errorCode, storageFailure, sync, temporaryName, writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import { journalFile, timestamp } from "./Journal.ts"
 import { type JournalContents, readContents } from "./JournalReader.ts"
 import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
@@ -98,6 +98,8 @@ export class Runs extends Context.Service<
     readonly list: Effect.Effect<ReadonlyArray<RunInfo>, StorageError>
     /** By id, tag, unambiguous prefix or part of the words, or "latest". */
     readonly find: (query: string) => Effect.Effect<RunInfo, RunNotFound | StorageError>
+    /** The newest of some runs: the one that `latest` points to if it is among them, else by time, which a clock set back may confuse. */
+    readonly newest: (among: (run: RunInfo) => boolean) => Effect.Effect<RunInfo | undefined, StorageError>
     readonly readEvents: (run: RunInfo) => Effect.Effect<ReadonlyArray<RunEvent>, StorageError>
     /** The events, and the lines of the journal that are none. */
     readonly readJournal: (run: RunInfo) => Effect.Effect<JournalContents, StorageError>
@@ -106,6 +108,8 @@ export class Runs extends Context.Service<
     readonly outputs: (run: RunInfo) => Effect.Effect<ReadonlyArray<RunOutput>, StorageError>
     /** Makes a new run folder for the pipeline, and points `latest` at it. */
     readonly create: (pipeline: ResolvedPipeline) => Effect.Effect<RunInfo, StorageError>
+    /** Points `latest` at the run, if it does not yet. */
+    readonly pointLatest: (run: RunInfo) => Effect.Effect<void, StorageError>
     readonly update: (run: RunInfo, change: Partial<RunRecord>) => Effect.Effect<RunInfo, StorageError>
     /** Common prefix of the run's lock files. */
     readonly lockPath: (run: RunInfo) => string
@@ -172,6 +176,12 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
       .sort((a, b) => (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : a.id < b.id ? 1 : -1))
   }).pipe(Effect.mapError(storageError(root)), Effect.provideContext(services))
 
+  const newest = Effect.fn("Runs.newest")(function* (among: (run: RunInfo) => boolean) {
+    const runs = (yield* list).filter(among)
+    const id = yield* latestLink
+    return runs.find((run) => run.id === id) ?? runs[0]
+  })
+
   /** Looks at names and reads only the records that fit. */
   const find = Effect.fn("Runs.find")(
     function* (query: string) {
@@ -212,7 +222,7 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
       for (const folder of (yield* fs.readDirectory(stages)).sort()) {
         const out = path.join(stages, folder, "out")
         if (!(yield* fs.exists(out))) continue
-        for (const port of (yield* fs.readDirectory(out)).sort()) {
+        for (const port of (yield* fs.readDirectory(out)).filter((name) => !name.endsWith(".tmp")).sort()) {
           const target = yield* Effect.option(fs.realPath(path.join(out, port)))
           if (Option.isNone(target)) continue
           found.push({
@@ -242,50 +252,64 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
     function* (pipeline: ResolvedPipeline) {
       yield* fs.makeDirectory(root, { recursive: true })
       const now = new Date(yield* Clock.currentTimeMillis)
-      const folder = yield* newFolder(now)
-      const run: RunInfo = {
+      // Filled under another name: a run that can be seen has its record.
+      const draft = temporaryName(path.join(root, ".new-run"))
+      const run: Omit<RunRecord, "id"> = {
         version: 1,
-        id: path.basename(folder),
         pipeline: pipeline.name,
         file: path.resolve(pipeline.file),
         profiles: pipeline.profiles,
         overrides: pipeline.overrides,
         createdAt: yield* timestamp,
-        status: "running",
-        folder,
-        abandoned: false,
-        tags: [],
-        pinned: false
+        status: "running"
       }
-      yield* writeFileAtomic(path.join(folder, "pipeline.yaml"), pipeline.text)
-      yield* writeJsonAtomic(path.join(folder, "pipeline.resolved.json"), describeOrigins(pipeline))
-      yield* save(run)
-      yield* pointLatest(run.id)
-      return run
+      const fill = Effect.gen(function* () {
+        yield* writeFileAtomic(path.join(draft, "pipeline.yaml"), pipeline.text)
+        yield* writeJsonAtomic(path.join(draft, "pipeline.resolved.json"), describeOrigins(pipeline))
+        return yield* settle(draft, now, run)
+      })
+      const made = yield* fill.pipe(
+        Effect.onError(() => Effect.ignore(fs.remove(draft, { recursive: true, force: true })))
+      )
+      yield* sync(root)
+      yield* pointAt(made.id)
+      return made
     },
     Effect.mapError(storageError(root)),
     Effect.provideContext(services)
   )
 
-  /** A folder that was not there before: the name is drawn again when another run has it. */
-  const newFolder = (now: Date): Effect.Effect<string, PlatformError.PlatformError> =>
+  /** Gives the filled folder its name, which is drawn again when another run has it. */
+  const settle = (
+    draft: string,
+    now: Date,
+    record: Omit<RunRecord, "id">
+  ): Effect.Effect<RunInfo, PlatformError.PlatformError, FileSystem.FileSystem | Path.Path> =>
     Effect.suspend(() => {
-      const folder = folderOf(runName(now, Math.random))
-      return fs.makeDirectory(folder).pipe(
-        Effect.as(folder),
+      const id = runName(now, Math.random)
+      const folder = folderOf(id)
+      const run: RunInfo = { ...record, id, folder, abandoned: false, tags: [], pinned: false }
+      return save({ ...run, folder: draft }).pipe(
+        Effect.andThen(fs.rename(draft, folder)),
+        Effect.as(run),
         Effect.catchIf(
-          (error) => error.reason._tag === "AlreadyExists",
-          () => newFolder(now)
+          (error) => ["ENOTEMPTY", "EEXIST"].includes(errorCode(error) ?? ""),
+          () => settle(draft, now, record)
         )
       )
     })
 
   /** Replaced by rename, so `latest` always points somewhere. */
-  const pointLatest = Effect.fnUntraced(function* (id: string) {
-    const temporary = path.join(root, `.latest-${id}`)
+  const pointAt = Effect.fnUntraced(function* (id: string) {
+    if ((yield* latestLink) === id) return
+    const temporary = temporaryName(path.join(root, ".latest"))
     yield* fs.symlink(id, temporary)
-    yield* fs.rename(temporary, path.join(root, "latest"))
+    yield* fs
+      .rename(temporary, path.join(root, "latest"))
+      .pipe(Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true }))))
   })
+
+  const pointLatest = (run: RunInfo) => Effect.mapError(pointAt(run.id), storageError(root))
 
   const ofStorage = <A, E extends { readonly _tag: string }>(
     effect: Effect.Effect<A, E | PlatformError.PlatformError, FileSystem.FileSystem | Path.Path>
@@ -318,18 +342,20 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
     if (Option.isNone(target) || path.basename(target.value) !== removed) return
     const [newest] = yield* list
     if (newest === undefined) yield* fs.remove(path.join(root, "latest"), { force: true })
-    else yield* pointLatest(newest.id)
+    else yield* pointAt(newest.id)
   })
 
   return Runs.of({
     root,
     list,
     find,
+    newest,
     readEvents,
     readJournal,
     journalPath,
     outputs,
     create,
+    pointLatest,
     update,
     lockPath,
     tag: (run, name) => ofStorage(tagRun(root, run.id, name)),

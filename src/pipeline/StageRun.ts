@@ -2,7 +2,7 @@
 import { Clock, Deferred, Duration, Effect, FileSystem, Path, Result, type Schema } from "effect"
 import type { ArtifactHandle, Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
-import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
+import { storageFailure, temporaryName, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import type { Capacity, GroupLimits } from "./Capacity.ts"
 import { checkFailure, failedChecks } from "./Checks.ts"
 import { decide, describeReason, type PreviousResult, type Reason, type Run, type Use } from "./Decision.ts"
@@ -19,6 +19,7 @@ import { forecastOf } from "./Estimate.ts"
 import { type KeyHistory, KeyLedger } from "./KeyLedger.ts"
 import { type RunInfo, stageFolder } from "./Runs.ts"
 import type { Secrets } from "./Secrets.ts"
+import { removeAttemptOutputs } from "./Sweep.ts"
 import type { KeyParts } from "./StageKey.ts"
 import { stopFailure } from "./StopRules.ts"
 import { Preempted, StageError } from "./StageType.ts"
@@ -153,7 +154,8 @@ const cached = Effect.fnUntraced(function* (
 /** A crash between publication and clean-up leaves a work folder that nothing needs. */
 const tidyWork = Effect.fnUntraced(function* (key: string) {
   const store = yield* ArtifactStore
-  if (!(yield* store.hasWork(key))) return
+  const fs = yield* FileSystem.FileSystem
+  if (!(yield* Effect.orElseSucceed(fs.exists(store.workPath(key)), () => false))) return
   yield* Effect.ignore(
     Effect.scoped(Effect.andThen(acquireLock(store.lockPath(key), "the stage"), store.clearWork(key)))
   )
@@ -186,6 +188,8 @@ const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment:
   for (const dead of lock.takenOver) {
     yield* warn(context, stage, `takes over from process ${dead.pid} on ${dead.host}, which ended without finishing`)
   }
+  // A runner that was killed left what its attempts had written: room that this attempt may need.
+  yield* removeAttemptOutputs(folderOf(yield* Path.Path, context, stage))
   // Whoever held the lock before may have made what we want.
   const found = yield* store.lookup(key)
   if (found._tag === "Complete" && !reasons.some((reason) => reason._tag === "Forced")) {
@@ -449,6 +453,9 @@ const publish = Effect.fnUntraced(function* (
     stage: stage.name,
     attempt: attempt.number
   }
+  // One time for all of it, and never before the selection's, also when the clock was set back in between.
+  const now = yield* timestamp
+  const at = now < context.forcedSince ? context.forcedSince : now
   const artifacts: Record<string, StoredArtifact> = {}
   for (const [port, { type }] of Object.entries(stage.type.outputs)) {
     const published = yield* store.publish({ type, folder: folders[port] ?? "", facts: facts[port] ?? {}, madeBy })
@@ -456,7 +463,7 @@ const publish = Effect.fnUntraced(function* (
     const { digest, files } = published.manifest
     yield* context.emit({
       _tag: "ArtifactPublished",
-      at: yield* timestamp,
+      at,
       stage: stage.name,
       port,
       type,
@@ -482,7 +489,7 @@ const publish = Effect.fnUntraced(function* (
     stage: stage.name,
     attempt: number,
     ...effort,
-    at: yield* timestamp
+    at
   })
   yield* store.clearWork(key)
   return yield* linkOutputs(context, stage, artifacts)
@@ -512,10 +519,11 @@ const linkOutputs = Effect.fnUntraced(function* (
     yield* fs.makeDirectory(out, { recursive: true })
     for (const [port, artifact] of Object.entries(artifacts)) {
       handles[port] = handleOf(artifact, `${stage.name}.${port}`)
-      const temporary = path.join(out, `.${port}-${process.pid}`)
-      yield* Effect.ignore(fs.remove(temporary, { force: true }))
+      const temporary = temporaryName(path.join(out, port))
       yield* fs.symlink(path.relative(out, artifact.folder), temporary)
-      yield* fs.rename(temporary, path.join(out, port))
+      yield* fs
+        .rename(temporary, path.join(out, port))
+        .pipe(Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true }))))
     }
   }).pipe(Effect.mapError(storageFailure(out)))
   return handles

@@ -6,6 +6,7 @@ import { newestComplete } from "./Decision.ts"
 import { KeyLedger } from "./KeyLedger.ts"
 import { plan, type StagePlan, willRun } from "./Plan.ts"
 import type { ResolvedPipeline } from "./ResolvedPipeline.ts"
+import type { StageError } from "./StageType.ts"
 
 export interface Explanation {
   readonly plan: StagePlan
@@ -23,7 +24,7 @@ export const why = Effect.fn("why")(function* (pipeline: ResolvedPipeline, name:
   const plans = new Map(planned.stages.map((entry) => [entry.stage, entry]))
   const told = new Set<string>()
 
-  const explain = (entry: StagePlan): Effect.Effect<Explanation, never, ArtifactStore | KeyLedger> =>
+  const explain = (entry: StagePlan): Effect.Effect<Explanation, StageError, ArtifactStore | KeyLedger> =>
     Effect.gen(function* () {
       told.add(entry.stage)
       const last = yield* newestComplete(history.get(entry.stage) ?? [])
