@@ -112,10 +112,11 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const workOf = (key: string) => path.join(root, "work", key)
 
   /** undefined when there is no such file. */
-  const readText = (file: string) =>
-    fs.readFileString(file).pipe(
+  const readText = (file: string) => ifThere(file, fs.readFileString(file))
+  const ifThere = <A>(file: string, reading: Effect.Effect<A, PlatformError.PlatformError>) =>
+    reading.pipe(
       Effect.catchIf(
-        (error) => error.reason._tag === "NotFound",
+        (error) => ["ENOENT", "ENOTDIR"].includes(errorCode(error) ?? ""),
         () => Effect.undefined
       ),
       Effect.mapError(storageFailure(file))
@@ -135,13 +136,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const firstDamage = Effect.fnUntraced(function* (manifest: Manifest, folder: string) {
     for (const file of manifest.files) {
       const full = path.join(folder, file.path)
-      const info = yield* fs.stat(full).pipe(
-        Effect.catchIf(
-          (error) => error.reason._tag === "NotFound",
-          () => Effect.undefined
-        ),
-        Effect.mapError(storageFailure(full))
-      )
+      const info = yield* ifThere(full, fs.stat(full))
       if (info === undefined) return `${file.path} is missing`
       const size = Number(info.size)
       if (size !== file.bytes) return `${file.path} has ${size} bytes, not ${file.bytes}`
@@ -181,9 +176,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   })
 
   const decodeOptional = (text: string | undefined) =>
-    text === undefined
-      ? Effect.undefined
-      : Effect.map(Effect.option(decodeRecord(text)), Option.getOrUndefined)
+    text === undefined ? Effect.undefined : Effect.map(Effect.option(decodeRecord(text)), Option.getOrUndefined)
 
   const record = (key: string) => Effect.flatMap(readText(recordOf(key)), decodeOptional)
 

@@ -1,7 +1,7 @@
 /** Writes that survive a crash at any instruction: either the old content or the new one is there. */
 import { Clock, Effect, FileSystem, Option, Path, type PlatformError } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
-import { identify, machineMark, processRuns } from "./ProcessIdentity.ts"
+import { markEnded, processMark } from "./ProcessIdentity.ts"
 
 const encoder = new TextEncoder()
 
@@ -12,10 +12,8 @@ export const sync = Effect.fnUntraced(function* (path: string) {
 })
 
 /** A name beside `target` that no other process uses and that says whose it is: `removeTemporaries` takes it away once its process is gone. */
-export const temporaryName = (target: string): string => {
-  const { pid, start } = identify(process.pid)
-  return `${target}.${pid}-${start ?? "x"}-${machineMark()}-${Math.random().toString(36).slice(2, 10)}.tmp`
-}
+export const temporaryName = (target: string): string =>
+  `${target}.${processMark()}-${Math.random().toString(36).slice(2, 10)}.tmp`
 
 /** A temporary of a machine whose processes we cannot see is left alone for a day. */
 const strangersMillis = 86_400_000
@@ -31,18 +29,18 @@ export const removeTemporaries = Effect.fn("removeTemporaries")(function* (
   const now = yield* Clock.currentTimeMillis
   for (const name of found.filter((one) => one.endsWith(".tmp"))) {
     const file = path.join(folder, name)
-    const [, pid, start, machine] = /\.(\d+)-(\w+)-([0-9a-f]{8})-\w+\.tmp$/u.exec(name) ?? []
-    const ours = machine === machineMark()
-    const written = ours ? Option.none() : yield* Effect.option(fs.stat(file))
-    const age = Option.match(written, {
-      onNone: () => 0,
-      onSome: ({ mtime }) => now - (Option.getOrUndefined(mtime)?.getTime() ?? now)
-    })
-    const left = ours
-      ? !processRuns({ pid: Number(pid), start: start === "x" || start === undefined ? null : start })
-      : age > strangersMillis
+    const [, mark = ""] = /\.(\d+-\w+-[0-9a-f]{8})-\w+\.tmp$/u.exec(name) ?? []
+    const left = markEnded(mark) ?? now - (yield* lastChange(file)) > strangersMillis
     if (left) yield* Effect.ignore(fs.remove(file, { recursive: true, force: true }))
   }
+})
+
+/** Milliseconds since the epoch; now when it is gone already. */
+const lastChange = Effect.fnUntraced(function* (file: string) {
+  const fs = yield* FileSystem.FileSystem
+  const info = yield* Effect.option(fs.stat(file))
+  const changed = Option.flatMap(info, ({ mtime }) => mtime)
+  return Option.isSome(changed) ? changed.value.getTime() : yield* Clock.currentTimeMillis
 })
 
 /** Temporary file, fsync, `settle` (which gives it its name), fsync of the folder. The folder is made when missing. */

@@ -38,6 +38,12 @@ export const processRuns = (known: ProcessId): boolean => {
 
 /** Equal for processes that can see each other's pids: boot id and pid namespace. */
 export const machineId = (): string => {
+  machine ??= readMachineId()
+  return machine
+}
+let machine: string | undefined
+
+const readMachineId = (): string => {
   try {
     return `${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()} ${readlinkSync("/proc/self/ns/pid")}`
   } catch {
@@ -45,5 +51,18 @@ export const machineId = (): string => {
   }
 }
 
-/** machineId in few letters, for names of files. */
-export const machineMark = (): string => createHash("sha256").update(machineId()).digest("hex").slice(0, 8)
+/** This process in a few letters, for names of files: pid, start and machine. */
+export const processMark = (): string => {
+  mark ??= `${process.pid}-${startOf(process.pid) ?? "x"}-${machineMark()}`
+  return mark
+}
+let mark: string | undefined
+
+/** Whether a mark is that of a process which has ended; undefined when its processes cannot be seen from here. */
+export const markEnded = (text: string): boolean | undefined => {
+  const [, pid, start, where] = /^(\d+)-(\w+)-([0-9a-f]{8})$/u.exec(text) ?? []
+  if (where !== machineMark()) return undefined
+  return !processRuns({ pid: Number(pid), start: start === "x" || start === undefined ? null : start })
+}
+
+const machineMark = (): string => createHash("sha256").update(machineId()).digest("hex").slice(0, 8)

@@ -10,7 +10,14 @@
  * and <runs>/latest points to the newest; tags/ and pins/ beside them hold what people say of runs.
  */
 import { Clock, Context, Effect, FileSystem, Layer, Option, Path, PlatformError, Runtime, Schema } from "effect"
-import { errorCode, storageFailure, sync, temporaryName, writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
+import {
+  errorCode,
+  storageFailure,
+  sync,
+  temporaryName,
+  writeFileAtomic,
+  writeJsonAtomic
+} from "../artifacts/DurableFile.ts"
 import { journalFile, timestamp } from "./Journal.ts"
 import { type JournalContents, readContents } from "./JournalReader.ts"
 import type { ResolvedPipeline } from "./ResolvedPipeline.ts"

@@ -8,7 +8,10 @@ export const sweep = Effect.fn("sweep")(function* (runs: string, run: string) {
   const path = yield* Path.Path
   const store = path.join(runs, "store")
   yield* removeDeadClaims(path.join(store, "locks"))
-  for (const folder of [runs, ...["artifacts", "keys", "locks", "parts", "accepted"].map((name) => path.join(store, name))])
+  for (const folder of [
+    runs,
+    ...["artifacts", "keys", "locks", "parts", "accepted"].map((name) => path.join(store, name))
+  ])
     yield* removeTemporaries(folder)
   yield* sweepRun(run)
 })

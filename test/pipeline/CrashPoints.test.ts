@@ -1,42 +1,50 @@
 /**
  * Every file-system call of a run in turn is the last one of its process, or fails; then the same command runs again. Stages run in this
- * process, so that all points can be covered in seconds; Faults.test.ts does it with real processes.
+ * process, so that hundreds of points take seconds; scripts/crash-campaign.ts does it with real processes. Death is tried at each point in each
+ * test run, the other disturbances at a sample that the day draws; CRASH_POINTS=all tries all.
  */
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { Cause, Effect, Exit, Fiber } from "effect"
+import type { RunSummary } from "../../src/pipeline/Runner.ts"
 import { type Fault, faultyDisk, filesBelow } from "./fixtures/faulty-disk.ts"
 import { type Workplace, workplace } from "./fixtures/harness.ts"
 import { newRecord, runHere } from "./fixtures/in-process.ts"
-import { completeResults, faultsOf, namesBelow, storeContent } from "./fixtures/soundness.ts"
+import { seedOfTheDay, takesPart } from "./fixtures/sample.ts"
+import { completeResults, faultsOf, namesBelow, type StoreContent, storeContent } from "./fixtures/soundness.ts"
 
-/** left and same give the same artifact from different keys; counted resumes. */
+/** left and same give the same artifact from different keys, at the same time; counted resumes. */
 const pipeline = `version: 1
 name: crash
 stages:
   left: { uses: write, with: { text: left } }
-  many: { uses: files, with: { count: 6 } }
-  both: { uses: join, in: { documents: [left.documents, many.documents] } }
   same: { uses: write, with: { text: left, steps: 11 } }
-  counted: { uses: count, with: { steps: 3 }, in: { after: left.documents } }
+  many: { uses: files, with: { count: 3 } }
+  counted: { uses: count, with: { steps: 2 }, in: { after: left.documents } }
 `
 
-const undisturbed = Effect.gen(function* () {
-  const place = yield* workplace
-  place.write(pipeline)
-  const changes = faultyDisk(undefined, "changes")
-  yield* runHere(place, {}, newRecord(), changes.layer)
-  const content = storeContent(place.runs)
-  assert.deepStrictEqual(faultsOf(place.runs, content), [])
-  const again = yield* workplace
-  again.write(pipeline)
-  const reads = faultyDisk(undefined, "reads")
-  yield* runHere(again, {}, newRecord(), reads.layer)
-  return { content, changes: changes.calls.length, reads: reads.calls.length }
-})
+interface Undisturbed {
+  readonly content: StoreContent
+  readonly points: Readonly<Record<Fault["calls"], number>>
+}
 
-/** The dead process's claims name a process that is gone: here they name this one, which is not. */
+const undisturbed = Effect.gen(function* () {
+  const points = { changes: 0, reads: 0 }
+  let content: StoreContent | undefined
+  for (const calls of ["changes", "reads"] as const) {
+    const place = yield* workplace
+    place.write(pipeline)
+    const disk = faultyDisk(undefined, calls)
+    yield* runHere(place, {}, newRecord(), disk.layer)
+    content = storeContent(place.runs)
+    assert.deepStrictEqual(faultsOf(place.runs, content), [])
+    points[calls] = disk.calls.length
+  }
+  return { content: content ?? { files: {}, results: {} }, points } satisfies Undisturbed
+}).pipe(Effect.scoped)
+
+/** The dead process's claims and temporaries name a process that is gone; here they name this one, which is not. */
 const bury = (place: Workplace): void => {
   if (!existsSync(place.runs)) return
   for (const file of filesBelow(place.runs).filter((name) => name.endsWith(".lock"))) {
@@ -44,8 +52,17 @@ const bury = (place: Workplace): void => {
     if (text !== "") writeFileSync(file, JSON.stringify({ ...JSON.parse(text), start: "1" }))
   }
   // The inner ones first: a half-made run folder is a temporary that may hold others.
-  for (const name of namesBelow(place.runs).filter((one) => one.endsWith(".tmp")).toReversed())
-    renameSync(join(place.runs, name), join(place.runs, name.replace(/\.(\d+)-\w+-(\w{8}-\w+\.tmp)$/u, ".$1-1-$2")))
+  for (const name of namesBelow(place.runs)
+    .filter((one) => one.endsWith(".tmp"))
+    .toReversed()) {
+    const gone = name.replace(/\.(\d+)-\w+-(\w{8}-\w+\.tmp)$/u, ".$1-1-$2")
+    renameSync(join(place.runs, name), join(place.runs, gone))
+  }
+}
+
+interface Disturbance extends Omit<Fault, "at"> {
+  /** After the death, what no fsync made durable is gone too. */
+  readonly powerCut?: boolean
 }
 
 const disturb = Effect.fnUntraced(function* (place: Workplace, fault: Fault, powerCut: boolean) {
@@ -58,52 +75,69 @@ const disturb = Effect.fnUntraced(function* (place: Workplace, fault: Fault, pow
   return { ended, call: disk.calls[fault.at - 1] ?? "none" }
 })
 
-const checkPoint = Effect.fnUntraced(function* (
-  content: ReturnType<typeof storeContent>,
-  fault: Fault,
-  powerCut: boolean
-) {
+/** An error names the cause and a next step, and is never called a defect. */
+const silence = (ended: Exit.Exit<RunSummary, unknown>, code: string): ReadonlyArray<string> => {
+  if (Exit.isFailure(ended)) {
+    const error = Cause.squash(ended.cause)
+    const message = error instanceof Error ? error.message : String(error)
+    const told = typeof error === "object" && error !== null && "next" in error && message.includes(code)
+    return told ? [] : [`says only: ${Cause.pretty(ended.cause)}`]
+  }
+  return ended.value.stages.flatMap(({ failure }) =>
+    failure === undefined ||
+    (failure.message.includes(code) && failure.next !== "" && !failure.message.includes("defect"))
+      ? []
+      : [`says only: ${failure.message} / ${failure.next}`]
+  )
+}
+
+const checkPoint = Effect.fnUntraced(function* (content: StoreContent, fault: Fault, powerCut: boolean) {
   const place = yield* workplace
   place.write(pipeline)
   const { call, ended } = yield* disturb(place, fault, powerCut)
-  const said: Array<string> = []
-  if (ended !== undefined && Exit.isFailure(ended)) {
-    const error = Cause.squash(ended.cause)
-    const text = error instanceof Error ? error.message : String(error)
-    if (Cause.hasDies(ended.cause)) said.push(`a defect: ${Cause.pretty(ended.cause)}`)
-    if (!text.includes(fault.effect) && !("next" in Object(error))) said.push(`says only: ${text}`)
-  }
-  if (ended !== undefined && Exit.isSuccess(ended)) {
-    for (const { failure } of ended.value.stages)
-      if (failure !== undefined && (!failure.message.includes(fault.effect) || failure.next === "" || /defect/u.test(failure.message)))
-        said.push(`says only: ${failure.message} / ${failure.next}`)
-  }
   const before = completeResults(place.runs)
   const again = yield* Effect.exit(runHere(place))
-  if (Exit.isFailure(again)) said.push(`rerun: ${Cause.pretty(again.cause)}`)
-  else if (again.value.status !== "complete")
-    said.push(`rerun is ${again.value.status}: ${JSON.stringify(again.value.stages.map((stage) => stage.failure))}`)
-  else said.push(...faultsOf(place.runs, content, before))
+  const said = [
+    ...(ended === undefined ? [] : silence(ended, fault.effect)),
+    ...(Exit.isFailure(again)
+      ? [`the next run: ${Cause.pretty(again.cause)}`]
+      : again.value.status === "complete"
+        ? faultsOf(place.runs, content, before)
+        : [`the next run is ${again.value.status}: ${JSON.stringify(again.value.stages)}`])
+  ]
   return said.map((line) => `${fault.at} ${call.replaceAll(place.folder, "")}: ${line}`)
 }, Effect.scoped)
 
-const campaign = (calls: Fault["calls"], effect: Fault["effect"],
-  more: { lasting?: boolean; powerCut?: boolean } = {}) =>
+const campaign = (disturbance: Disturbance, share: number) =>
   Effect.gen(function* () {
-    const { [calls]: points, content } = yield* Effect.scoped(undisturbed)
-    const began = performance.now()
-    const said: Array<string> = []
-    for (let at = 1; at <= points; at++)
-      if (process.env["ONLY"] === undefined || process.env["ONLY"] === String(at)) said.push(...(yield* checkPoint(content, { at, calls, effect, lasting: more.lasting ?? false }, more.powerCut ?? false)))
-    console.log(calls, effect, more, points, "points", Math.round(performance.now() - began), "ms")
-    assert.deepStrictEqual(said, [])
+    const { content, points } = yield* undisturbed
+    const all = Array.from({ length: points[disturbance.calls] }, (_, index) => index + 1)
+    const chosen = all.filter((at) => takesPart(seedOfTheDay, at, share))
+    const said = yield* Effect.forEach(
+      chosen,
+      (at) => checkPoint(content, { ...disturbance, at }, disturbance.powerCut ?? false),
+      { concurrency: 4 }
+    )
+    assert.isAbove(chosen.length, 10)
+    assert.deepStrictEqual(said.flat(), [], `seed ${seedOfTheDay}, ${chosen.length} of ${all.length} points`)
   })
 
-describe("at every file-system call of a run", () => {
-  it.live("death", () => campaign("changes", "death"))
-  it.live("a power cut", () => campaign("changes", "death", { powerCut: true }))
-  it.live("a full disk, once", () => campaign("changes", "ENOSPC"))
-  it.live("a full disk, from then on", () => campaign("changes", "ENOSPC", { lasting: true }))
-  it.live("an I/O error", () => campaign("changes", "EIO"))
-  it.live("an I/O error in a read", () => campaign("reads", "EIO"))
+const minutes = { timeout: 300_000 }
+
+describe("a run whose file-system calls fail, each in turn", () => {
+  it.live("death at each", () => campaign({ calls: "changes", effect: "death" }, 1), minutes)
+  it.live("a power cut", () => campaign({ calls: "changes", effect: "death", powerCut: true }, 0.2), minutes)
+  it.live("a full disk, for one call", () => campaign({ calls: "changes", effect: "ENOSPC" }, 0.15), minutes)
+  it.live(
+    "a full disk, from then on",
+    () => campaign({ calls: "changes", effect: "ENOSPC", lasting: true }, 0.15),
+    minutes
+  )
+  it.live(
+    "a disk that turns read-only",
+    () => campaign({ calls: "changes", effect: "EROFS", lasting: true }, 0.1),
+    minutes
+  )
+  it.live("an I/O error in a change", () => campaign({ calls: "changes", effect: "EIO" }, 0.15), minutes)
+  it.live("an I/O error in a read", () => campaign({ calls: "reads", effect: "EIO" }, 0.2), minutes)
 })
