@@ -265,18 +265,16 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     return undefined
   })
 
-  /** Whether a folder holds these files, byte for byte, and no other. */
+  /** Whether a folder holds these files, byte for byte, and no other. Fails where the disk cannot be read: others may be reading it in peace. */
   const holds = Effect.fnUntraced(function* (folder: string, files: Manifest["files"]) {
     const expected = new Map(files.map((file) => [file.path, file]))
-    const names = yield* Effect.orElseSucceed(fs.readDirectory(folder, { recursive: true }), () => [])
-    for (const name of names) {
+    for (const name of yield* fs.readDirectory(folder, { recursive: true })) {
       const full = path.join(folder, name)
-      const info = yield* Effect.option(fs.stat(full))
-      if (Option.isSome(info) && info.value.type === "Directory") continue
+      const info = yield* fs.stat(full)
+      if (info.type === "Directory") continue
       const file = expected.get(name.split(path.sep).join("/"))
-      if (file === undefined || Option.isNone(info) || Number(info.value.size) !== file.bytes) return false
-      const actual = yield* Effect.option(hashFile(fs, full))
-      if (Option.isNone(actual) || actual.value.sha256 !== file.sha256) return false
+      if (file === undefined || Number(info.size) !== file.bytes) return false
+      if ((yield* hashFile(fs, full)).sha256 !== file.sha256) return false
       expected.delete(file.path)
     }
     return expected.size === 0

@@ -30,7 +30,7 @@ export const useStore = Effect.fn("useStore")(function* (onWait: (collector: Cla
   const path = yield* Path.Path
   yield* shareLock(path.join(locks, users)).pipe(Effect.mapError(storageError(locks)))
   for (let waited = false; ; waited = true) {
-    const [claim] = yield* liveClaims(path.join(locks, collector))
+    const [claim] = yield* liveClaims(path.join(locks, collector)).pipe(Effect.mapError(storageError(locks)))
     if (claim === undefined) return
     if (!waited) yield* onWait(claim)
     yield* Effect.sleep("50 millis")
