@@ -15,7 +15,6 @@ export const count = (value: number): string => {
   return `${significant(scaled)}${unit}`
 }
 
-
 /** Seconds → "0.4 s", "12 s", "3 m 05 s", "2 h 07 m". */
 export const duration = (seconds: number): string => {
   if (!Number.isFinite(seconds) || seconds < 0) return "?"

@@ -2,7 +2,7 @@
  * Which checkpoints of a training run stay: a function of the plan, the step, and the validations so far, so that interrupted and undisturbed runs
  * keep the same ones.
  */
-import { branchStep, type LearningRateSchedule } from "./Schedule.ts"
+import { branchStep, canBeContinued, type LearningRateSchedule } from "./Schedule.ts"
 
 /** A validation loss and the step after which it was measured. */
 export interface Measured {
@@ -37,9 +37,6 @@ const newestScheduled = ({ keep, saveEvery, totalSteps }: RetentionPlan, step: n
 /** Whether a run validates after `step` whatever its length. */
 export const isRegularValidation = (validateEvery: number, step: number): boolean =>
   step === 0 || (validateEvery > 0 && step % validateEvery === 0)
-
-/** Under these a longer run begins as this one did. */
-const canBeContinued = ({ kind }: LearningRateSchedule): boolean => kind === "constant" || kind === "wsd"
 
 /** The checkpoint that a longer run goes on from; undefined where it has none besides the last step's. */
 export const keptBranch = ({ schedule }: RetentionPlan): number | undefined =>

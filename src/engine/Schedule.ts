@@ -34,7 +34,10 @@ export const decayStart = ({ decayFraction, kind, totalSteps, warmupSteps }: Lea
  * run under cosine or linear has nothing: `agreedSteps` tells).
  */
 export const branchStep = (schedule: LearningRateSchedule): number =>
-  schedule.kind === "wsd" ? decayStart(schedule) : schedule.totalSteps
+  schedule.kind === "wsd" ? Math.min(decayStart(schedule), schedule.totalSteps) : schedule.totalSteps
+
+/** Whether a longer run of the same kind begins as this one did: under constant and wsd, and where all steps are warmup. */
+export const canBeContinued = (schedule: LearningRateSchedule): boolean => branchStep(schedule) <= decayStart(schedule)
 
 /** So many first steps have equal learning rates under both schedules, at least; Infinity: all have. */
 export const agreedSteps = (a: LearningRateSchedule, b: LearningRateSchedule): number => {

@@ -177,7 +177,13 @@ export const sftStage = defineStage({
     const state = yield* newestState(path.join(work, "checkpoints"))
     return state === undefined ? undefined : yield* extentOf(work, state.step)
   }),
-  forecast: (params, { base, conversations }) => forecastSft(params, base[0], conversations[0]),
+  forecast: (params, { base, conversations }, previous) =>
+    forecastSft(
+      params,
+      base[0],
+      conversations[0],
+      previous === undefined ? undefined : { params: previous.params, model: previous.outputs["model"] }
+    ),
   modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
   run: Effect.fn("sft")(function* (context) {
     const { inputs, log, params, threads, warn } = context

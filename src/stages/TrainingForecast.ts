@@ -1,7 +1,7 @@
 /** Forecasts of the stages that train: arithmetic, checkpoints and memory follow from the model's shape and the budget. */
 import type { Facts } from "../artifacts/Artifact.ts"
 import { keptBranch, retainedSteps } from "../engine/Retention.ts"
-import { agreedSteps, type LearningRateSchedule } from "../engine/Schedule.ts"
+import { agreedSteps, canBeContinued, type LearningRateSchedule } from "../engine/Schedule.ts"
 import { type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { checkpointBytes, hfModelBytes, trainingMemory } from "../model/ModelSizes.ts"
 import type { Extent, Forecast } from "../pipeline/StageType.ts"
@@ -63,7 +63,7 @@ const retentionOf = (params: PretrainParams, totalSteps: number) => ({
   keep: params.keep
 })
 
-/** The step that a finished older run is continued from: its last, or that of its decay's start. */
+/** The step that a finished older run is continued from: its last, that of its decay's start, or none of its steps. */
 const continuedAt = (
   params: PretrainParams,
   totalSteps: number,
@@ -73,7 +73,7 @@ const continuedAt = (
   const before = retentionOf(previous.params, previous.steps)
   const common = Math.min(agreedSteps(before.schedule, scheduleOf(params, totalSteps)), totalSteps)
   const step = [previous.steps, keptBranch(before)].find((saved) => saved !== undefined && saved <= common)
-  return step === undefined ? undefined : { done: step, total: totalSteps, unit: "steps" }
+  return { done: step ?? 0, total: totalSteps, unit: "steps" }
 }
 
 export const forecastPretrain = (
@@ -93,13 +93,12 @@ export const forecastPretrain = (
   const validating = validations * heldOut * seqLen * forwardFlops(shape, seqLen)
   const retention = retentionOf(params, totalSteps)
   const scheduled = retainedSteps(retention, totalSteps, []).length
-  const canContinue = ["constant", "wsd"].includes(params.lr.schedule)
   const checkpoints = Math.min(
     totalSteps,
     scheduled +
       TRANSIENT_CHECKPOINTS +
       (heldOut > 0 ? BEST_CHECKPOINTS : 0) +
-      (canContinue ? CONTINUATION_CHECKPOINTS : 0)
+      (canBeContinued(retention.schedule) ? CONTINUATION_CHECKPOINTS : 0)
   )
   const blockBytes = 2 * (seqLen + 1)
   const resumesAt = continuedAt(params, totalSteps, previousSteps(previous))
@@ -135,12 +134,14 @@ const previousSteps = (
 export const forecastSft = (
   params: { readonly epochs: number; readonly micro_batch: number; readonly seq_len: number },
   base: Facts | undefined,
-  conversations: Facts | undefined
+  conversations: Facts | undefined,
+  previous: { readonly params: { readonly epochs: number }; readonly model: Facts | undefined } | undefined
 ): Forecast | undefined => {
   const shape = shapeIn(base)
   if (shape === undefined) return undefined
   const length = Math.min(params.seq_len, shape.max_position_embeddings)
   const bytes = numberIn(conversations, "bytes")
+  const before = numberIn(previous?.model, "steps")
   // Half the longest row: attention is the smaller part at these lengths.
   const flops = flopsPerToken(shape, length / 2)
   return {
@@ -148,6 +149,16 @@ export const forecastSft = (
     unit: "FLOP",
     bytes: (1 + BEST_CHECKPOINTS + TRANSIENT_CHECKPOINTS) * checkpointBytes(shape) + hfModelBytes(shape, "fp32"),
     memory: trainingMemory(shape, params.micro_batch * length),
+    // A finished run left no optimizer state: all steps are made anew.
+    ...(previous === undefined || before === undefined
+      ? {}
+      : {
+          resumesAt: {
+            done: 0,
+            total: Math.round((before * params.epochs) / previous.params.epochs),
+            unit: "steps"
+          }
+        }),
     outputs: {
       model: factsOf({
         parameters: parameterCount(shape),

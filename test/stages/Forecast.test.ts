@@ -243,8 +243,23 @@ describe("what a previous result spares", () => {
         unit: "steps"
       })
       assert.strictEqual((yield* at({ ...constant, ...less }, { ...constant, ...more }, 100))?.done, 100)
-      assert.isUndefined(yield* at({ ...cosine, ...less }, { ...cosine, ...more }, 100))
+      assert.strictEqual((yield* at({ ...cosine, ...less }, { ...cosine, ...more }, 100))?.done, 0)
       assert.strictEqual((yield* at({ ...cosine, ...less, keep: 3 }, { ...cosine, ...less, keep: 1 }, 100))?.done, 100)
+    })
+  )
+
+  it.live("sft: nothing of a finished run, whose optimizer state is gone", () =>
+    Effect.gen(function* () {
+      const now = yield* decodeParameters(sftStage, { epochs: 6 })
+      const previous = { params: yield* decodeParameters(sftStage, { epochs: 4 }), outputs: { model: { steps: 20 } } }
+      const forecast = forecastOf(
+        sftStage,
+        now,
+        { base: [facts], conversations: [{ bytes: 1000 }] },
+        undefined,
+        previous
+      )
+      assert.deepStrictEqual(forecast?.resumesAt, { done: 0, total: 30, unit: "steps" })
     })
   )
 

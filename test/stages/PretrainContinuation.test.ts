@@ -1,7 +1,7 @@
 import { rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, FileSystem, PlatformError } from "effect"
 import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
 import { pretrainStage } from "../../src/stages/Pretrain.ts"
 import { filesOf, type RunOptions, runStage, type StageResult, temporaryFolder } from "./stage-fixture.ts"
@@ -96,6 +96,12 @@ describe("pretrain on top of an older run gives the bytes of one from scratch", 
         )
         assert.strictEqual(steps, before)
       }
+      const params = { lr, keep: 1, save_every: 0, validate_every: 4, max_tokens: 22 * stepTokens }
+      const files = filesOf((yield* pretrain(data, params)).outputs.state.folder)
+      assert.isTrue(
+        files.some(({ path }) => path.startsWith("checkpoints/step-00000004/")),
+        files.map(({ path }) => path).join("\n")
+      )
     }).pipe(Effect.scoped)
   )
 
@@ -198,6 +204,43 @@ describe("pretrain on top of an older run gives the bytes of one from scratch", 
         const { outputs } = yield* pretrain(data, after, { previous })
         assert.deepStrictEqual(filesOf(outputs.state.folder), expected)
       }
+    }).pipe(Effect.scoped)
+  )
+
+  it.live("a disk that fails anywhere while checkpoints are taken over: the next attempt gives the same bytes", () =>
+    Effect.gen(function* () {
+      const data = yield* tinyDataset({ train: 16, validation: 4 })
+      const before = { lr: lrOf("constant"), max_tokens: 10 * stepTokens }
+      const after = { ...before, max_tokens: 11 * stepTokens }
+      const old = yield* pretrain(data, before)
+      const previous = { params: { ...shared, ...before }, outputs: old.outputs, work: undefined }
+      const expected = filesOf((yield* pretrain(data, after)).outputs.state.folder)
+      const left = filesOf(old.outputs.state.folder)
+      const refuse = (method: string) => Effect.fail(PlatformError.badArgument({ module: "FileSystem", method }))
+      let calls = Infinity
+      for (let failing = 1; failing <= calls; failing += 4) {
+        calls = 0
+        const faulty: typeof pretrainStage = {
+          ...pretrainStage,
+          run: (context) =>
+            Effect.updateService(pretrainStage.run(context), FileSystem.FileSystem, (fs) => {
+              const ours = (path: string) => path.includes(".continued-checkpoints") && ++calls === failing
+              return {
+                ...fs,
+                open: (path, options) => (ours(path) ? refuse("open") : fs.open(path, options)),
+                makeDirectory: (path, options) => (ours(path) ? refuse("mkdir") : fs.makeDirectory(path, options)),
+                rename: (from, to) => (ours(from) ? refuse("rename") : fs.rename(from, to))
+              }
+            })
+        }
+        const work = yield* temporaryFolder
+        const options = { inputs: { data }, params: { ...shared, ...after }, work, previous }
+        const failed = yield* Effect.exit(runStage(faulty, options))
+        assert.strictEqual(failed._tag, calls >= failing ? "Failure" : "Success", `call ${failing}`)
+        const { outputs } = yield* runStage(pretrainStage, options)
+        assert.deepStrictEqual(filesOf(outputs.state.folder), expected, `call ${failing}`)
+      }
+      assert.deepStrictEqual(filesOf(old.outputs.state.folder), left)
     }).pipe(Effect.scoped)
   )
 
