@@ -5,4 +5,4 @@ import { existsSync } from "node:fs"
 const source = new URL("../src/stage.ts", import.meta.url)
 const stage = await import(existsSync(source) ? source.href : new URL("../dist/stage.js", import.meta.url).href)
 
-export const { defineStage, parameter, Preempted, StageError, writeFileAtomic, writeJsonAtomic } = stage
+export const { countIn, defineStage, parameter, Preempted, StageError, writeFileAtomic, writeJsonAtomic } = stage

@@ -1,4 +1,4 @@
-/** `tinyllama stage ls` and `stage describe TYPE`: the stage types with their ports and parameters, read from their definitions. */
+/** `tinyllama stage ls`, `stage describe TYPE`, `stage new NAME`, `stage test STAGE`: the stage types with their ports and parameters, read from their definitions. */
 import { Console, Effect, Schema } from "effect"
 import { Argument, Command } from "effect/cli"
 import { didYouMean } from "../../pipeline/Diagnostics.ts"
@@ -7,6 +7,8 @@ import type { AnyStageType, Parameter } from "../../pipeline/StageType.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
+import { newCommand } from "./stage-new.ts"
+import { testCommand } from "./stage-test.ts"
 
 const list = Command.make(
   "ls",
@@ -57,8 +59,8 @@ const describe = Command.make(
 ).pipe(Command.withDescription("Show a stage type's ports and parameters"))
 
 export const stageCommand = Command.make("stage").pipe(
-  Command.withDescription("The stage types"),
-  Command.withSubcommands([list, describe])
+  Command.withDescription("The stage types: list, describe, write and test them"),
+  Command.withSubcommands([list, describe, newCommand, testCommand])
 )
 
 const ports = (named: AnyStageType["inputs"] | AnyStageType["outputs"]): string =>
