@@ -11,6 +11,7 @@ import { doctorCommand } from "./cli/commands/doctor.ts"
 import { fmtCommand } from "./cli/commands/fmt.ts"
 import { lintCommand } from "./cli/commands/lint.ts"
 import { gcCommand } from "./cli/commands/gc.ts"
+import { lineageCommand } from "./cli/commands/lineage.ts"
 import { logsCommand } from "./cli/commands/logs.ts"
 import { planCommand } from "./cli/commands/plan.ts"
 import { runCommand } from "./cli/commands/run.ts"
@@ -21,6 +22,7 @@ import { statusCommand } from "./cli/commands/status.ts"
 import { stopCommand } from "./cli/commands/stop.ts"
 import { tokenizerCommand } from "./cli/commands/tokenizer.ts"
 import { whyCommand } from "./cli/commands/why.ts"
+import { verifyCommand } from "./cli/commands/verify.ts"
 import { watchCommand } from "./cli/commands/watch.ts"
 import { report, teardown } from "./cli/Ending.ts"
 import { PreflightRules } from "./pipeline/Preflight.ts"
@@ -46,6 +48,8 @@ const program = Command.make("tinyllama").pipe(
     logsCommand,
     stopCommand,
     runsCommand,
+    lineageCommand,
+    verifyCommand,
     gcCommand,
     stageCommand,
     lintCommand,

@@ -76,6 +76,8 @@ export class ArtifactStore extends Context.Service<
     readonly root: string
     /** The artifact, if its manifest is there and every file has its size; else undefined. */
     readonly get: (digest: string) => Effect.Effect<StoredArtifact | undefined, StageError>
+    /** What is said of the artifact, whatever became of its files. */
+    readonly manifest: (digest: string) => Effect.Effect<Manifest | undefined, StageError>
     readonly handle: (digest: string, origin: string) => Effect.Effect<ArtifactHandle | undefined, StageError>
     /** Reads every byte; names the files that differ from the manifest. */
     readonly verify: (digest: string) => Effect.Effect<ReadonlyArray<string>, StageError>
@@ -324,6 +326,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   return ArtifactStore.of({
     root,
     get,
+    manifest: (digest) => Effect.map(read(digest), (found) => (typeof found === "string" ? undefined : found)),
     handle,
     verify,
     lookup,

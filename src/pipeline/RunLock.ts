@@ -45,7 +45,7 @@ export class LockHeld extends Schema.TaggedError<LockHeld>()("LockHeld", {
   override get message(): string {
     return (
       `${this.what} is being written by process ${this.pid} on ${this.host} since ${this.since}. ` +
-      "Next: wait for it (tinyllama status shows how far it is), or stop it with Ctrl-C where it runs; what is complete is kept."
+      "Next: wait for it (tinyllama status shows how far it is), or stop it (tinyllama stop); what is complete is kept."
     )
   }
 }

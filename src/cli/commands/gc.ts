@@ -37,7 +37,9 @@ export const gcCommand = Command.make(
       )
       yield* Console.log(`\n${flags.dryRun ? "Would free" : "Freed"} ${Format.bytes(bytes)}.`)
       if (busy)
-        yield* Console.log("A run is going on: what it is making may be listed above; gc itself waits for its end.")
+        yield* Console.log(
+          "A run is going on: what it is making may be listed above. gc itself refuses until it has ended."
+        )
     }).pipe(Effect.scoped, Effect.provide(LocalRunner.layer({ runs: flags.runs })))
   })
 ).pipe(

@@ -6,6 +6,7 @@ import * as LocalRunner from "../../pipeline/LocalRunner.ts"
 import { type RunInfo, Runs } from "../../pipeline/Runs.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
+import { compare } from "./runs-compare.ts"
 import { show } from "./runs-show.ts"
 import { statusWord } from "./status.ts"
 
@@ -102,5 +103,5 @@ const remove = Command.make(
 
 export const runsCommand = Command.make("runs").pipe(
   Command.withDescription("What was run"),
-  Command.withSubcommands([list, show, tag, pin, remove])
+  Command.withSubcommands([list, show, compare, tag, pin, remove])
 )

@@ -26,7 +26,7 @@ export const statusCommand = Command.make(
           ["stage", "state"],
           [...states].map(([stage, state]) => {
             const reading = run.status === "running" && !run.abandoned ? readings.get(stage) : undefined
-            return [stage, reading === undefined ? state : readingLine(reading, now, 0, 160).trim()]
+            return [stage, reading === undefined ? state : readingLine({ ...reading, stage: "" }, now, 0, 160).trim()]
           })
         )
       )

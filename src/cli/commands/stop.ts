@@ -43,11 +43,7 @@ export const stopCommand = Command.make(
       if (flags.json) return yield* Console.log(JSON.stringify({ version: 1, run: run.id, stopped: stopped ?? null }))
       if (stopped === undefined) return yield* Console.log(`run ${run.id} is not running: ${statusWord(after)}`)
       yield* Console.log(
-        [
-          said(run, stopped),
-          ...stopped.kept.map(keptLine),
-          `Next: npx tinyllama run ${run.file}   goes on with it`
-        ].join("\n")
+        [said(run, stopped), ...stopped.kept.map(keptLine), `Next: ${again(run)}   goes on with it`].join("\n")
       )
     }).pipe(Effect.provide(LocalRunner.layer({ runs: flags.runs })))
   })
@@ -77,6 +73,15 @@ const chosen = Effect.fnUntraced(function* (query: string | undefined) {
   }
   return running[0]
 })
+
+/** The command that goes on with the run: the same file, profiles and overrides. */
+const again = (run: RunInfo): string =>
+  [
+    "npx tinyllama run",
+    run.file,
+    ...run.profiles.map((name) => `-p ${name}`),
+    ...run.overrides.map((one) => `-S '${one}'`)
+  ].join(" ")
 
 const said = (run: RunInfo, { killed, pid, seconds }: Stopped): string =>
   `run ${run.id}: process ${pid} ${killed ? "was killed" : "saved and ended"} after ${Format.duration(seconds)}`
