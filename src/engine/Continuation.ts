@@ -52,6 +52,12 @@ const stepsInCommon = (plan: ContinuationPlan, lines: ReadonlyArray<ReadLine>): 
   return step
 }
 
+/** So many validations the new run has made once `step` is done, when it has held-out data. */
+const validationsDue = ({ totalSteps, validateEvery }: ContinuationPlan, step: number): number =>
+  1 +
+  (validateEvery > 0 ? Math.floor(step / validateEvery) : 0) +
+  (step === totalSteps && !isRegularValidation(validateEvery, step) ? 1 : 0)
+
 /** The state that the new run would have saved at this step. */
 const stateAt = (state: TrainingProgress, validations: ReadonlyArray<Measured>, metricsBytes: number) => {
   const later = validations.filter(({ step }) => step > 0)
@@ -98,6 +104,8 @@ const findCommonStep = Effect.fnUntraced(function* (plan: ContinuationPlan, earl
     const state = verified?.at(-1)
     if (state === undefined || state.step !== step || state.seed !== plan.seed) continue
     if (state.next_sample !== Math.min(plan.totalSamples, step * plan.samplesPerStep)) continue
+    // A log that has lost a validation is no longer what the new run would write.
+    if (validations.length !== (state.first_validation_loss === null ? 0 : validationsDue(plan, step))) continue
     const metrics = shared.map((line) => line.text).join("")
     const found: Found = {
       step,

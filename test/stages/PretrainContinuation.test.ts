@@ -1,4 +1,4 @@
-import { rmSync, writeFileSync } from "node:fs"
+import { readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, FileSystem, PlatformError } from "effect"
@@ -195,6 +195,12 @@ describe("pretrain on top of an older run gives the bytes of one from scratch", 
         (folder) => writeFileSync(join(folder, "checkpoints/step-00000010/weights.safetensors"), "damage"),
         (folder) => rmSync(join(folder, "checkpoints"), { recursive: true }),
         (folder) => writeFileSync(join(folder, "metrics.jsonl"), '{"step":2}\n'),
+        (folder) => {
+          const lines = readFileSync(join(folder, "metrics.jsonl"), "utf8").split("\n")
+          const kept = lines.filter((line) => !/^\{"step":4,.*validation_loss/u.test(line))
+          assert.strictEqual(kept.length, lines.length - 1)
+          writeFileSync(join(folder, "metrics.jsonl"), kept.join("\n"))
+        },
         (folder) => rmSync(folder, { recursive: true })
       ]
       for (const damage of spoil) {
