@@ -61,6 +61,8 @@ const checkDefinition = Schema.decodeUnknownResult(Definition, { errors: "all", 
 interface Loaded {
   readonly code: PluginModule.Code
   readonly exports: Readonly<Record<string, unknown>>
+  /** Definitions that have been checked, by what `uses` says. */
+  readonly types: Map<string, AnyStageType>
 }
 
 /** Loading that takes longer than this hangs. */
@@ -95,7 +97,7 @@ export const makeLoader = (registered: ReadonlyArray<string>) => {
           )
       })
     )
-    const now = { code, exports }
+    const now: Loaded = { code, exports, types: new Map() }
     loaded.set(file, now)
     return now
   })
@@ -111,7 +113,9 @@ export const makeLoader = (registered: ReadonlyArray<string>) => {
       catch: (error) => invalid(uses, `cannot be entered: ${said(error)}`, "check the package's exports")
     })
     if (file === undefined) return undefined
-    const { code, exports } = yield* loadModule(uses, file)
+    const { code, exports, types } = yield* loadModule(uses, file)
+    const known = types.get(uses)
+    if (known !== undefined) return known
     const definition = yield* Effect.fromResult(definitionIn(uses, exports, exported))
     if (registered.includes(definition.name))
       return yield* invalid(
@@ -120,6 +124,7 @@ export const makeLoader = (registered: ReadonlyArray<string>) => {
         "give its definition another name"
       )
     const type: AnyStageType = { ...definition, plugin: { uses, code: code.digest } }
+    types.set(uses, type)
     return type
   })
 }

@@ -34,6 +34,8 @@ export interface Examined {
   readonly params: Decoded<Parameters>
   /** Port → facts of its artifacts in order: real, or as far as they can be told before; nothing is certain to be there. */
   readonly inputs: Readonly<Record<string, ReadonlyArray<Facts>>>
+  /** Every input is there already, so that no fact is a forecast. */
+  readonly inputsMade: boolean
   readonly willRun: boolean
   /** For stages that will run and whose type can tell. */
   readonly forecast: Forecast | undefined
@@ -138,6 +140,9 @@ const examine = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, plan: P
       stage,
       params: yield* Effect.orDie(decodeParams(stage.type, stage.params)),
       inputs,
+      inputsMade: Object.values(stage.inputs).every((edges) =>
+        edges.every((edge) => plan.decisions.get(edge.stage)?._tag === "Use")
+      ),
       willRun: runs,
       forecast: runs ? yield* forecastOf(stage, plan.facts, undefined, plan.observed.get(stage.name)) : undefined
     })

@@ -14,10 +14,14 @@ export const budget = stageRule<typeof pretrainStage>("pretrain", "tokens", (exa
   if (blocks === undefined || length === undefined)
     return ok(`a budget of ${grouped(asked)}; how many ${origin} has is known once it is made`)
   const tokens = blocks * length
-  if (tokens === 0)
-    return missing(`${origin} has no training block`, "give it more text, or pack with a smaller seq_len")
+  if (tokens === 0) {
+    const step = "give it more text, or pack with a smaller seq_len"
+    return examined.inputsMade
+      ? missing(`${origin} has no training block`, step)
+      : warning(`${origin} will hardly have a training block`, step)
+  }
   const epochs = asked / tokens
-  const detail = `${grouped(tokens)} in ${origin} for a budget of ${grouped(asked)}`
+  const detail = `${examined.inputsMade ? "" : "about "}${grouped(tokens)} in ${origin} for a budget of ${grouped(asked)}`
   if (epochs <= 1) return ok(detail)
   const times = `${detail}: each is trained on ${epochs.toFixed(1)} times`
   return warning(
