@@ -124,8 +124,8 @@ export class Runs extends Context.Service<
     readonly untag: (run: RunInfo, name: string) => Effect.Effect<void, MarkRefused | StorageError>
     readonly pin: (run: RunInfo) => Effect.Effect<void, StorageError>
     readonly unpin: (run: RunInfo) => Effect.Effect<void, StorageError>
-    /** Removes the run's folder and its tags; its artifacts stay in the store until they are collected. */
-    readonly remove: (run: RunInfo) => Effect.Effect<void, LockHeld | RunPinned | StorageError>
+    /** Removes the runs' folders and tags, all or, where one is pinned or runs, none; artifacts stay in the store until they are collected. */
+    readonly remove: (runs: ReadonlyArray<RunInfo>) => Effect.Effect<void, LockHeld | RunPinned | StorageError>
   }
 >()("tinyllama/pipeline/Runs") {
   static readonly layer = (root: string) => Layer.effect(Runs, make(root))
@@ -332,15 +332,18 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
     )
 
   /** Out of sight by one rename, under a name that no command lists; what is left of it after a crash is collected later. */
-  const remove = Effect.fn("Runs.remove")(function* (run: RunInfo) {
-    if (run.pinned) return yield* new RunPinned({ run: run.id })
-    yield* acquireLock(lockPath(run), `run ${run.id}`)
-    const aside = path.join(root, `.removed-${run.id}`)
-    yield* fs.remove(aside, { recursive: true, force: true })
-    yield* fs.rename(run.folder, aside)
-    for (const tag of run.tags) yield* fs.remove(path.join(root, "tags", tag), { force: true })
-    yield* relinkLatest(run.id)
-    yield* fs.remove(aside, { recursive: true, force: true })
+  const remove = Effect.fn("Runs.remove")(function* (runs: ReadonlyArray<RunInfo>) {
+    const pinned = runs.find((run) => run.pinned)
+    if (pinned !== undefined) return yield* new RunPinned({ run: pinned.id })
+    for (const run of runs) yield* acquireLock(lockPath(run), `run ${run.id}`)
+    for (const run of runs) {
+      const aside = path.join(root, `.removed-${run.id}`)
+      yield* fs.remove(aside, { recursive: true, force: true })
+      yield* fs.rename(run.folder, aside)
+      for (const tag of run.tags) yield* fs.remove(path.join(root, "tags", tag), { force: true })
+      yield* relinkLatest(run.id)
+      yield* fs.remove(aside, { recursive: true, force: true })
+    }
   }, Effect.scoped)
 
   /** `latest` must not point to a run that is gone. */
@@ -369,7 +372,7 @@ const make = Effect.fn("Runs.make")(function* (root: string) {
     untag: (run, name) => ofStorage(untagRun(root, run.id, name)),
     pin: (run) => ofStorage(pinRun(root, run.id)),
     unpin: (run) => ofStorage(unpinRun(root, run.id)),
-    remove: (run) => ofStorage(remove(run))
+    remove: (runs) => ofStorage(remove(runs))
   })
 })
 

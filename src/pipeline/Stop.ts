@@ -104,13 +104,12 @@ const signal = (pid: number, name: "SIGTERM" | "SIGKILL") =>
 const leaves = (lock: string, holder: Claim, within: Duration.Duration) =>
   held(lock).pipe(
     Effect.map((now) => now?.token !== holder.token),
-    Effect.flatMap((gone) => (gone ? Effect.void : Effect.fail("held" as const))),
-    Effect.retry({ while: (error) => error === "held", schedule: everyTenth }),
+    Effect.repeat({ until: (gone) => gone, schedule: everyMoment }),
     Effect.timeoutOption(within),
     Effect.map(Option.isSome)
   )
 
-const everyTenth = Schedule.spaced("50 millis")
+const everyMoment = Schedule.spaced("50 millis")
 
 const Graces = Schema.Struct({
   stages: Schema.Record(Schema.String, Schema.Struct({ grace: Schema.Struct({ value: Schema.String }) }))

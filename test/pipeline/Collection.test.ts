@@ -59,7 +59,7 @@ describe("collection", () => {
         place,
         Effect.gen(function* () {
           const runs = yield* Runs
-          yield* runs.remove(yield* runs.find(second.run))
+          yield* runs.remove([yield* runs.find(second.run)])
         })
       )
       const dry = yield* here(place, findGarbage)
@@ -83,7 +83,7 @@ describe("collection", () => {
       const { place, second } = yield* twoRuns
       yield* here(
         place,
-        Effect.flatMap(Runs, (runs) => Effect.flatMap(runs.find(second.run), runs.remove))
+        Effect.flatMap(Runs, (runs) => Effect.flatMap(runs.find(second.run), (run) => runs.remove([run])))
       )
       for (;;) {
         const [next] = yield* here(place, findGarbage)

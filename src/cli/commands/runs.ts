@@ -81,11 +81,10 @@ const remove = Command.make(
   Effect.fn(function* (flags) {
     yield* Effect.gen(function* () {
       const runs = yield* Runs
-      // All are found before the first is removed: a mistyped name leaves everything as it is.
       const found = yield* Effect.forEach(flags.run, runs.find)
       const chosen = Array.from(new Map(found.map((run) => [run.id, run])).values())
+      yield* runs.remove(chosen)
       for (const run of chosen) {
-        yield* runs.remove(run)
         const names =
           run.tags.length === 0 ? "" : ` and its ${run.tags.length === 1 ? "name" : "names"} ${run.tags.join(", ")}`
         yield* Console.log(`removed run ${run.id}${names}`)
