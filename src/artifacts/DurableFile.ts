@@ -43,6 +43,27 @@ const lastChange = Effect.fnUntraced(function* (file: string) {
   return Option.isSome(changed) ? changed.value.getTime() : yield* Clock.currentTimeMillis
 })
 
+/**
+ * Replaces the file as a whole, for other processes to see, without waiting for the disk: for what a crash of the machine makes worthless anyway,
+ * such as claims of its processes. The folder is made when missing.
+ */
+export const replaceFile = Effect.fn("replaceFile")(function* (target: string, text: string) {
+  const fs = yield* FileSystem.FileSystem
+  const temporary = temporaryName(target)
+  const write = fs.writeFileString(temporary, text, { flag: "wx" })
+  yield* write.pipe(
+    Effect.catchIf(
+      (error) => error.reason._tag === "NotFound",
+      () =>
+        Effect.flatMap(Path.Path, (path) => fs.makeDirectory(path.dirname(target), { recursive: true })).pipe(
+          Effect.andThen(write)
+        )
+    ),
+    Effect.andThen(fs.rename(temporary, target)),
+    Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
+  )
+})
+
 /** Temporary file, fsync, `settle` (which gives it its name), fsync of the folder. The folder is made when missing. */
 const writeDurably = <A, R>(
   target: string,

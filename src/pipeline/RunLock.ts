@@ -8,7 +8,7 @@
 import { hostname } from "node:os"
 import { randomBytes } from "node:crypto"
 import { Clock, Effect, FileSystem, Option, Path, type PlatformError, Random, Runtime, Schedule, Schema } from "effect"
-import { writeFileAtomic } from "../artifacts/DurableFile.ts"
+import { replaceFile } from "../artifacts/DurableFile.ts"
 import { identify, machineId, ProcessId, processRuns } from "../artifacts/ProcessIdentity.ts"
 import { timestamp } from "./Journal.ts"
 
@@ -72,7 +72,7 @@ export const acquireLock = Effect.fn("acquireLock")(function* (prefix: string, w
     since: yield* timestamp,
     state: "claiming"
   }
-  const save = (next: Claim) => writeFileAtomic(file, `${JSON.stringify(next)}\n`)
+  const save = (next: Claim) => replaceFile(file, `${JSON.stringify(next)}\n`)
   const withdraw = Effect.ignore(fs.remove(file, { force: true }))
 
   yield* Effect.acquireRelease(save(claim), () => withdraw)
@@ -104,7 +104,7 @@ export const shareLock = Effect.fn("shareLock")(function* (prefix: string) {
     since: yield* timestamp,
     state: "held"
   }
-  yield* Effect.acquireRelease(writeFileAtomic(file, `${JSON.stringify(claim)}\n`), () =>
+  yield* Effect.acquireRelease(replaceFile(file, `${JSON.stringify(claim)}\n`), () =>
     Effect.ignore(fs.remove(file, { force: true }))
   )
   yield* beat(file).pipe(Effect.repeat(Schedule.spaced(heartbeatMillis)), Effect.forkScoped)
@@ -157,20 +157,6 @@ const contend = Effect.fnUntraced(function* (
     yield* claimAgain
   }
 })
-
-/** As acquireLock, but waits for a live holder; `onWait` runs once, before the first wait. */
-export const awaitLock = (prefix: string, what: string, onWait: (holder: LockHeld) => Effect.Effect<void>) =>
-  Effect.suspend(() => {
-    let told = false
-    return acquireLock(prefix, what).pipe(
-      Effect.tapError((error) => {
-        if (error._tag !== "LockHeld" || told) return Effect.void
-        told = true
-        return onWait(error)
-      }),
-      Effect.retry({ schedule: Schedule.spaced("500 millis"), while: (error) => error._tag === "LockHeld" })
-    )
-  })
 
 /** The live holder, if there is one. */
 export const lockHolder = Effect.fn("lockHolder")(function* (prefix: string) {

@@ -1,6 +1,6 @@
 /** Runs a pipeline: one fiber per stage, each waiting for those above it; siblings go on when one fails; everything complete is kept. */
 import { hostname } from "node:os"
-import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Schema } from "effect"
+import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Schema, Semaphore } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { digestOf } from "../artifacts/CanonicalJson.ts"
 import { makeCapacity, makeGroupLimits, thisMachine } from "./Capacity.ts"
@@ -17,7 +17,8 @@ import { readSecrets, type Secrets } from "./Secrets.ts"
 import { resolveSelection, type Roles, type Selection, UsageError } from "./Selection.ts"
 import { useStore } from "./StoreLock.ts"
 import { sweep } from "./Sweep.ts"
-import { type Outputs, type RunContext, runStage, type StageResult } from "./StageRun.ts"
+import type { Outputs, RunContext } from "./RunContext.ts"
+import { runStage, type StageResult } from "./StageRun.ts"
 import { type FailureClass, StageError } from "./StageType.ts"
 
 export { LockHeld } from "./RunLock.ts"
@@ -245,6 +246,7 @@ const execute = Effect.fnUntraced(function* (
     run: info,
     emit,
     history: yield* (yield* KeyLedger).history(pipeline.name),
+    begun: yield* Semaphore.make(mostBegun),
     capacity: yield* makeCapacity(thisMachine(runs.root, options.cpus)),
     groups: makeGroupLimits(stages),
     secrets,
@@ -276,6 +278,9 @@ const execute = Effect.fnUntraced(function* (
   }
   return summary
 })
+
+/** Enough to keep cores and disk busy; each holds a lock with a heartbeat. */
+const mostBegun = 64
 
 const statusOf = (summaries: ReadonlyArray<StageSummary>): RunStatus =>
   summaries.some(({ outcome }) => outcome === "preempted")

@@ -5,8 +5,8 @@ import { existsSync, readdirSync, readFileSync, utimesSync, writeFileSync } from
 import { join } from "node:path"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Exit, Fiber, Ref, Scope } from "effect"
-import { acquireLock, awaitLock, type Claim, lockHolder } from "../../src/pipeline/RunLock.ts"
+import { Effect, Exit, Fiber, Ref, Schedule, Scope } from "effect"
+import { acquireLock, type Claim, lockHolder } from "../../src/pipeline/RunLock.ts"
 import { workplace } from "./fixtures/harness.ts"
 
 const claimFiles = (folder: string) => readdirSync(folder).filter((name) => name.endsWith(".lock"))
@@ -114,7 +114,9 @@ describe("RunLock", () => {
       const entered = yield* Ref.make(0)
       const contender = Effect.scoped(
         Effect.gen(function* () {
-          yield* awaitLock(join(folder, "run"), "run x", () => Effect.void)
+          yield* acquireLock(join(folder, "run"), "run x").pipe(
+            Effect.retry({ schedule: Schedule.spaced("20 millis"), while: (error) => error._tag === "LockHeld" })
+          )
           assert.strictEqual(yield* Ref.updateAndGet(inside, (n) => n + 1), 1)
           yield* Effect.sleep(5)
           yield* Ref.update(inside, (n) => n - 1)
