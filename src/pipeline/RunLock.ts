@@ -206,12 +206,17 @@ const readClaimsIn = Effect.fnUntraced(function* (folder: string, wanted: (name:
     const text = yield* readIfThere(fs.readFileString(file))
     const info = yield* readIfThere(fs.stat(file))
     const claim = text === undefined ? Option.none() : yield* Effect.option(decodeClaim(text))
-    // A claim that vanishes was withdrawn; one that does not decode lost its bytes in a power cut, and with them its process.
+    // Claims get their names whole, and are not synced: one without its bytes went through a power cut, and its process with it.
+    if (text !== undefined && !isJson(text)) yield* Effect.ignore(fs.remove(file, { force: true }))
+    // One that vanishes was withdrawn.
     if (Option.isNone(claim) || info === undefined) continue
     found.push({ file, claim: claim.value, heartbeat: Option.getOrUndefined(info.mtime)?.getTime() ?? 0 })
   }
   return found
 })
+
+const decodeJson = Schema.decodeUnknownOption(Schema.fromJsonString(Schema.Unknown))
+const isJson = (text: string): boolean => Option.isSome(decodeJson(text))
 
 /** undefined when there is no such file; a disk that cannot be read must not look like a free lock. */
 const readIfThere = <A, R>(reading: Effect.Effect<A, PlatformError.PlatformError, R>) =>
