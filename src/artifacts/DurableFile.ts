@@ -1,5 +1,5 @@
 /** Writes that survive a crash at any instruction: either the old content or the new one is there. */
-import { Clock, Effect, FileSystem, Option, Path, type PlatformError } from "effect"
+import { Clock, Effect, FileSystem, Option, Path, PlatformError } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 import { markEnded, processMark } from "./ProcessIdentity.ts"
 
@@ -132,32 +132,50 @@ export const errorCode = (error: PlatformError.PlatformError): string | undefine
 /** A file system's refusal as a stage failure: a full disk has a class of its own, the rest is internal. */
 export const storageFailure =
   (path: string) =>
-  (error: PlatformError.PlatformError): StageError => {
-    const code = errorCode(error)
-    if (code === "ENOSPC" || code === "EDQUOT") {
+  (error: PlatformError.PlatformError): StageError =>
+    refusal(errorCode(error), path, error.message) ??
+    new StageError({
+      failure: "internal",
+      message: `${path}: ${error.message}`,
+      next: "check that the folder is there and writable, then run again"
+    })
+
+/** A failure of the disk, if that is what an error of Node or of a FileSystem is: for code that did not expect one. */
+export const diskFailure = (error: unknown): StageError | undefined => {
+  if (error instanceof PlatformError.PlatformError) {
+    const { reason } = error
+    const path = "pathOrDescriptor" in reason ? String(reason.pathOrDescriptor) : "a file"
+    return refusal(errorCode(error), path, error.message)
+  }
+  if (!(error instanceof Error) || !("code" in error) || typeof error.code !== "string") return undefined
+  const path = "path" in error && typeof error.path === "string" ? error.path : "a file of this stage"
+  return refusal(error.code, path, error.message)
+}
+
+const refusal = (code: string | undefined, path: string, said: string): StageError | undefined => {
+  switch (code) {
+    case "ENOSPC":
+    case "EDQUOT":
       return new StageError({
         failure: "disk-full",
         message: `no room left on the disk of ${path} (${code})`,
         next: "free some space, then run again: everything complete is kept"
       })
-    }
-    if (code === "EROFS" || code === "EACCES" || code === "EPERM") {
+    case "EROFS":
+    case "EACCES":
+    case "EPERM":
       return new StageError({
         failure: "internal",
         message: `the disk of ${path} cannot be written (${code}${code === "EROFS" ? ": it is read-only" : ""})`,
         next: "make it writable, or choose another folder with --runs, then run again: everything complete is kept"
       })
-    }
-    if (code === "EIO") {
+    case "EIO":
       return new StageError({
         failure: "internal",
-        message: `the disk of ${path} reports an input/output error (EIO): ${error.message}`,
+        message: `the disk of ${path} reports an input/output error (EIO): ${said}`,
         next: "check the disk and the system's log, then run again: everything complete is kept"
       })
-    }
-    return new StageError({
-      failure: "internal",
-      message: `${path}: ${error.message}`,
-      next: "check that the folder is there and writable, then run again"
-    })
+    default:
+      return undefined
   }
+}

@@ -5,6 +5,7 @@
 import { readFileSync, writeSync } from "node:fs"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
+import { diskFailure } from "../artifacts/DurableFile.ts"
 import { Cause, Effect, Exit, Layer, Schema } from "effect"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import { Job, WorkerEvent } from "./Executor.ts"
@@ -47,6 +48,11 @@ const finalEvent = (
   }
   if (error instanceof Preempted) return { _tag: "Preempted", message: error.message }
   process.stderr.write(`${Cause.pretty(exit.cause)}\n`)
+  // A stage need not expect that the disk fails: whatever it was doing, the cause is the disk's and not the stage's.
+  const refused = diskFailure(error)
+  if (refused !== undefined) {
+    return { _tag: "Failed", failure: refused.failure, message: refused.message, next: refused.next }
+  }
   return {
     _tag: "Failed",
     failure: "internal",

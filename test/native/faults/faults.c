@@ -331,6 +331,6 @@ int gettimeofday(struct timeval* restrict now, void* restrict zone) {
   (void)zone;
   struct timespec precise;
   int result = clock_gettime(CLOCK_REALTIME, &precise);
-  if (now != NULL) *now = (struct timeval){precise.tv_sec, precise.tv_nsec / 1000};
+  *now = (struct timeval){precise.tv_sec, precise.tv_nsec / 1000};
   return result;
 }
