@@ -123,7 +123,7 @@ const sortClaims = Effect.fnUntraced(function* (prefix: string, token: string) {
   const dead: Array<Claim> = []
   for (const found of yield* readClaims(prefix)) {
     if (found.claim.token === token) continue
-    if (yield* isAlive(found)) live.push(found.claim)
+    if ((yield* isAlive(found)) || (yield* beatsStill(found))) live.push(found.claim)
     else {
       yield* endWorker(found.claim)
       yield* Effect.ignore(fs.remove(found.file, { force: true }))
@@ -172,7 +172,7 @@ export const isLocal = (claim: Claim): boolean => claim.machine === machineId()
 export const removeDeadClaims = Effect.fn("removeDeadClaims")(function* (folder: string) {
   const fs = yield* FileSystem.FileSystem
   for (const found of yield* readClaimsIn(folder, () => true)) {
-    if (yield* isAlive(found)) continue
+    if ((yield* isAlive(found)) || (yield* beatsStill(found))) continue
     yield* endWorker(found.claim)
     yield* Effect.ignore(fs.remove(found.file, { force: true }))
   }
@@ -229,7 +229,19 @@ const readIfThere = <A, R>(reading: Effect.Effect<A, PlatformError.PlatformError
 const isAlive = ({ claim, heartbeat }: FoundClaim): Effect.Effect<boolean> =>
   claim.machine === machineId()
     ? Effect.sync(() => processRuns(claim))
-    : Effect.map(Clock.currentTimeMillis, (now) => now - heartbeat < silenceMillis)
+    : Effect.map(Clock.currentTimeMillis, (now) => Math.abs(now - heartbeat) < silenceMillis)
+
+/**
+ * Before a holder elsewhere is taken for dead: does its heart beat, whatever the time? Its clock or ours may be wrong by hours, and a heartbeat
+ * that looks old, or lies in the future, may be of this moment.
+ */
+const beatsStill = Effect.fnUntraced(function* ({ claim, file, heartbeat }: FoundClaim) {
+  if (claim.machine === machineId()) return false
+  const fs = yield* FileSystem.FileSystem
+  yield* Effect.sleep(2.5 * heartbeatMillis)
+  const info = yield* readIfThere(fs.stat(file))
+  return info !== undefined && Option.getOrUndefined(info.mtime)?.getTime() !== heartbeat
+})
 
 /** Ends the worker of a dead holder, so that it cannot write beside its successor's. */
 const endWorker = Effect.fnUntraced(function* (claim: Claim) {

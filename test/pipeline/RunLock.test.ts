@@ -94,6 +94,35 @@ describe("RunLock", () => {
     }).pipe(Effect.scoped, Effect.provide(NodeServices.layer))
   )
 
+  it.live("a heart that beats elsewhere is alive, however wrong its clock or ours", () =>
+    Effect.gen(function* () {
+      const { folder } = yield* workplace
+      const file = yield* planted(folder, { machine: "elsewhere", host: "elsewhere", pid: 1 })
+      for (const hours of [-5, 5]) {
+        const beat = (seconds: number) => {
+          const time = new Date(Date.now() + hours * 3_600_000 + seconds * 1000)
+          utimesSync(file, time, time)
+        }
+        beat(0)
+        const error = yield* Effect.flip(Effect.scoped(acquireLock(join(folder, "run"), "run x"))).pipe(
+          Effect.raceFirst(
+            Effect.andThen(
+              Effect.sleep(1000),
+              Effect.andThen(
+                Effect.sync(() => beat(1)),
+                Effect.never
+              )
+            )
+          )
+        )
+        assert.strictEqual(error._tag, "LockHeld", `${hours} hours`)
+      }
+      // Its clock was ahead when it died.
+      const lock = yield* acquireLock(join(folder, "run"), "run x")
+      assert.strictEqual(lock.takenOver.length, 1)
+    }).pipe(Effect.scoped, Effect.provide(NodeServices.layer))
+  )
+
   it.live("a dead holder's worker is ended before the lock is ours", () =>
     Effect.gen(function* () {
       const { folder } = yield* workplace
