@@ -44,6 +44,11 @@ inline Napi::Float32Array float32_argument(const Napi::Value& value, const std::
   return value.As<Napi::Float32Array>();
 }
 
+inline Napi::Uint8Array uint8_argument(const Napi::Value& value, const std::string& name) {
+  require(value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array, name + " must be a Uint8Array");
+  return value.As<Napi::Uint8Array>();
+}
+
 inline Napi::Int32Array int32_argument(const Napi::Value& value, const std::string& name) {
   require(value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_int32_array, name + " must be an Int32Array");
   return value.As<Napi::Int32Array>();

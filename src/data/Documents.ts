@@ -2,15 +2,16 @@
  * The Documents artifact: `documents.jsonl` lists the files under `files/` in order, with where each came from. Readers here give bytes: text
  * never passes through JavaScript strings, and rows of a jsonl file are cut at newline bytes.
  */
-import { createReadStream } from "node:fs"
 import { readFile } from "node:fs/promises"
 import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { StageError } from "../pipeline/StageType.ts"
+import { readPieces } from "./Decompression.ts"
 import { fileFailure } from "./FileFailure.ts"
 
-export const DocumentFormat = Schema.Literals(["text", "jsonl"])
+/** text and jsonl may be compressed with gzip or Zstandard; litpkds: lit-gpt's packed tokens. */
+export const DocumentFormat = Schema.Literals(["text", "jsonl", "parquet", "arrow", "litpkds"])
 export type DocumentFormat = typeof DocumentFormat.Type
 
 export const DocumentFile = Schema.Struct({
@@ -73,7 +74,8 @@ export async function* readRows(file: string, start = 0, line = 1): AsyncGenerat
     return whole.at(-1) === 0x0d ? whole.subarray(0, -1) : whole
   }
   const isBlank = (row: Uint8Array): boolean => row.every((byte) => byte === 0x20 || byte === 0x09)
-  for await (const chunk of createReadStream(file, { start, highWaterMark: 1 << 20 }) as AsyncIterable<Buffer>) {
+  for await (const piece of readPieces(file, start)) {
+    const chunk = Buffer.from(piece.bytes) // rows outlive the piece
     let from = 0
     for (let newline = chunk.indexOf(0x0a); newline >= 0; newline = chunk.indexOf(0x0a, from)) {
       const bytes = rowOf(chunk.subarray(from, newline))

@@ -7,7 +7,7 @@ import { stat } from "node:fs/promises"
 import { basename, isAbsolute, matchesGlob, normalize, relative, resolve, sep } from "node:path"
 import { Effect, Schema } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
-import type { DocumentFormat } from "./Documents.ts"
+import { DocumentFormat } from "./Documents.ts"
 import { fileFailure } from "./FileFailure.ts"
 
 const Patterns = Schema.Union([Schema.NonEmptyString, Schema.NonEmptyArray(Schema.NonEmptyString)])
@@ -38,8 +38,9 @@ const SourceFields = Schema.Struct({
     description: "kind of hub repository; default dataset"
   }),
   exclude: Schema.optionalKey(Patterns).annotate({ description: "globs of files to leave out" }),
-  format: Schema.optionalKey(Schema.Literals(["text", "jsonl"])).annotate({
-    description: "default: jsonl for .jsonl and .ndjson, text for all else"
+  format: Schema.optionalKey(DocumentFormat).annotate({
+    description:
+      "default: by the extension, .jsonl and .ndjson (also .gz, .zst), .parquet, .arrow and .feather, .bin of lit-gpt; text for all else"
   }),
   max_bytes: Schema.optionalKey(Schema.Int.check(Schema.isGreaterThan(0))).annotate({
     description: "take files in order, up to this many bytes in all"
@@ -76,22 +77,30 @@ export type Source = typeof Source.Type
 export const listOf = (patterns: string | ReadonlyArray<string> | undefined): ReadonlyArray<string> =>
   patterns === undefined ? [] : typeof patterns === "string" ? [patterns] : patterns
 
-/** The format that the extension tells; archives and columnar files are refused here, where the name is known. */
+const formats: ReadonlyArray<readonly [RegExp, DocumentFormat]> = [
+  [/\.(jsonl|ndjson)$/iu, "jsonl"],
+  [/\.parquet$/iu, "parquet"],
+  [/\.(arrow|feather|arrows|ipc)$/iu, "arrow"],
+  [/\.bin$/iu, "litpkds"]
+]
+
+/** The format that the extension tells, behind .gz or .zst; other archives are refused here, where the name is known. */
 export const formatOf = (
   place: string,
   name: string,
   given: DocumentFormat | undefined
 ): Effect.Effect<DocumentFormat, StageError> => {
-  const extension = /\.(gz|zst|zstd|bz2|xz|zip|tar|tgz|parquet)$/i.exec(name)?.[1]
+  const extension = /\.(bz2|xz|zip|tar|tgz|tar\.gz|7z)$/iu.exec(name)?.[1]
   if (extension !== undefined)
     return Effect.fail(
       new StageError({
         failure: "invalid-input",
-        message: `${place}: ${name} is a .${extension} file; documents are plain text or jsonl`,
+        message: `${place}: ${name} is a .${extension} file; documents are plain text, jsonl (plain, .gz, .zst), parquet or Arrow`,
         next: "unpack or convert it first and name the result"
       })
     )
-  return Effect.succeed(given ?? (/\.(jsonl|ndjson)$/i.test(name) ? "jsonl" : "text"))
+  const plain = name.replace(/\.(gz|zst|zstd)$/iu, "")
+  return Effect.succeed(given ?? formats.find(([pattern]) => pattern.test(plain))?.[1] ?? "text")
 }
 
 export interface Selected<T> {

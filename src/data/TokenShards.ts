@@ -38,8 +38,10 @@ export const TokenShardsFacts = Schema.Struct({
   documents: Schema.Int,
   tokens: Schema.Int,
   bytes: Schema.Int,
-  /** Documents that carry no tokens, by reason. */
+  /** Rows and texts that gave no tokens, by reason. */
   skipped: Schema.Record(Schema.String, Schema.Int),
+  /** Those of them that quarantine.jsonl holds. */
+  quarantined: Schema.optionalKey(Schema.Int),
   /** Documents in which U+FFFD stands for what is not UTF-8. */
   replaced: Schema.Int,
   shards: Schema.Array(Shard)

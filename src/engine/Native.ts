@@ -91,11 +91,26 @@ export interface Vocabulary {
   readonly types: Uint8Array
 }
 
+export interface JsonRows {
+  /**
+   * Reads rows of `input` from `start` on into `records`, until either ends; without `last`, a row without newline is not read. Returns how many.
+   * A record has 7 Int32s (status, begin, end, next, errorAt, invalidUtf8 or -1, characters of the first field), and 4 of each field (kind,
+   * offset and length in `arena`, loneSurrogate). The arena is at least as long as the rest of the input.
+   */
+  scan(input: Uint8Array, start: number, last: boolean, arena: Uint8Array, records: Int32Array): number
+}
+
 export interface Native {
   /** "avx512", "avx2", "neon" or "scalar". */
   instructionSet(): string
   readonly Model: new (config: ModelConfig, options: { readonly threads: number }) => NativeModel
   readonly Tokenizer: new (vocabulary: Vocabulary) => NativeTokenizer
+  /** Rows of jsonl files; each path names a field, through objects. */
+  readonly JsonRows: new (paths: ReadonlyArray<ReadonlyArray<string>>) => JsonRows
+  /** XXH64 of the bytes, its upper 53 bits as a fraction in [0, 1). */
+  textHash(bytes: Uint8Array, seed: number): number
+  /** Characters of valid UTF-8. */
+  countCharacters(text: Uint8Array): number
   /** Blocks of ggml's format for `type`; rows of `columns` elements (a multiple of 32 for Q8_0 and Q4_0). */
   quantize(type: "F16" | "Q8_0" | "Q4_0", values: Float32Array, columns: number): Promise<Uint8Array>
   /** GFLOP/s of a register-only fp32 FMA loop on `threads` threads. */

@@ -6,10 +6,13 @@ import { copyFile, link, mkdir, readFile, rename, writeFile } from "node:fs/prom
 import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
-import { type Cursor, type DocumentBytes, openReader, policies, Tally } from "../data/DocumentReader.ts"
+import { Cursor, type Item, policies, readDocuments, start } from "../data/DocumentReader.ts"
 import { readList } from "../data/Documents.ts"
+import { longestPart } from "../data/DocumentParts.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { sha256OfFile } from "../data/FileDigest.ts"
+import { noTally, quarantineFile, QuarantineWriter, Tally, withPassed } from "../data/Quarantine.ts"
+import { clash, Condition, fieldsOf, Sample } from "../data/RowFilter.ts"
 import { Delimiter, Shard, ShardBuilder, shardName, type TokenPolicy, writeShard } from "../data/TokenShards.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
@@ -24,7 +27,7 @@ const TOKENIZE_RATE = 15e6
 const Finished = Schema.fromJsonString(
   Schema.Struct({
     shard: Shard,
-    next: Schema.Struct({ file: Schema.Int, offset: Schema.Int, line: Schema.Int }),
+    next: Cursor,
     /** Bytes of the documents' files that were read so far. */
     done: Schema.Int,
     tally: Tally
@@ -47,9 +50,20 @@ const finishedShards = Effect.fnUntraced(function* (work: string) {
   }
 })
 
+const notBuilt = (error: { readonly message: string }): StageError =>
+  new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
+
+/** What the user asked to leave out, in the log's words; everything else that is passed over is a warning. */
+const filtered = new Map([
+  ["where", "dropped by where"],
+  ["sample", "not in the sample"],
+  ["too_short", "shorter than min_chars"],
+  ["too_long", "longer than max_chars"]
+])
+
 export const tokenizeStage = defineStage({
   name: "tokenize",
-  version: 1,
+  version: 2,
   describe: "Turns documents into token ids, in shards",
   params: {
     tokenizer: parameter(TokenizerName, { change: "identity", describe: "whose vocabulary", default: "llama-2" }),
@@ -65,17 +79,40 @@ export const tokenizeStage = defineStage({
     }),
     text_field: parameter(Schema.NonEmptyString, {
       change: "identity",
-      describe: "the field of a jsonl row that holds the text",
+      describe: "the field of a row, or the column, that holds the text; a dotted path leads into objects",
       default: "text"
+    }),
+    where: parameter(Schema.Array(Condition), {
+      change: "identity",
+      describe:
+        "rows to keep: a list of {field, equals | not | in | not_in}, all of which must hold, for example {field: meta.redpajama_set_name, not: RedPajamaGithub}",
+      default: []
+    }),
+    sample: parameter(Schema.NullOr(Sample), {
+      change: "identity",
+      describe: "take a share of the documents, {fraction, seed}, chosen by a hash of their text; by default all",
+      default: null
+    }),
+    min_chars: parameter(Schema.NullOr(Schema.Int.check(Schema.isGreaterThan(0))), {
+      change: "identity",
+      describe: "drop documents of fewer characters",
+      default: null
+    }),
+    max_chars: parameter(Schema.NullOr(Schema.Int.check(Schema.isGreaterThan(0))), {
+      change: "identity",
+      describe: "drop documents of more characters",
+      default: null
     }),
     invalid_utf8: parameter(policies.invalid_utf8, {
       change: "identity",
-      describe: "what to do with a document that is not UTF-8: error; replace each bad byte by U+FFFD; skip it",
+      describe:
+        "what to do with a document that is not UTF-8: error; replace each bad byte by U+FFFD; skip it: into quarantine.jsonl",
       default: "error"
     }),
     bad_rows: parameter(policies.bad_rows, {
       change: "identity",
-      describe: "what to do with a jsonl row that is not JSON or lacks text_field: error; skip it",
+      describe:
+        "what to do with a row that is not JSON or lacks text_field, and with a file that is cut off: error; skip it: into quarantine.jsonl",
       default: "error"
     }),
     shard_bytes: parameter(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 2 ** 29 })), {
@@ -84,7 +121,13 @@ export const tokenizeStage = defineStage({
       default: 2 ** 24
     })
   },
-  inputs: { documents: { type: "Documents", many: true, describe: "text files and jsonl, taken in order" } },
+  inputs: {
+    documents: {
+      type: "Documents",
+      many: true,
+      describe: "text, jsonl (plain, .gz, .zst), parquet and Arrow files, taken in order"
+    }
+  },
   outputs: { tokens: { type: "TokenShards", describe: "token ids of every document" } },
   headline: ({ tokens }) => `${countIn(tokens, "tokens")} tokens of ${countIn(tokens, "documents")} documents`,
   resumePoint: Effect.fn("tokenize.resumePoint")(function* (work) {
@@ -103,11 +146,8 @@ export const tokenizeStage = defineStage({
   run: Effect.fn("tokenize")(function* (context) {
     const { bos, eos, shard_bytes } = context.params
     const { loadTokenizer } = yield* Effect.promise(() => import("../engine/Tokenizer.ts"))
-    const tokenizer = yield* loadTokenizer(context.params.tokenizer).pipe(
-      Effect.mapError(
-        (error) => new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
-      )
-    )
+    const { load } = yield* Effect.promise(() => import("../engine/Native.ts"))
+    const tokenizer = yield* loadTokenizer(context.params.tokenizer).pipe(Effect.mapError(notBuilt))
     const policy: TokenPolicy = {
       tokenizer: tokenizer.name,
       tokenizer_digest: tokenizer.digest,
@@ -115,7 +155,6 @@ export const tokenizeStage = defineStage({
       bos,
       eos
     }
-    const options = { addBos: bos === "document", addEos: eos === "document", dummyPrefix: true }
     const files = (yield* Effect.forEach(context.inputs.documents, (handle) =>
       Effect.map(readList(handle), (list) => list.map((file) => ({ ...file, file: join(handle.folder, file.path) })))
     )).flat()
@@ -129,30 +168,43 @@ export const tokenizeStage = defineStage({
     const shards = finished.map(({ shard }) => shard)
     const last = finished.at(-1)
     if (last !== undefined) context.log(`going on after ${shards.length} finished shards`)
-    const reader = openReader(files, {
-      textField: context.params.text_field,
-      invalidUtf8: context.params.invalid_utf8,
-      badRows: context.params.bad_rows,
-      firstInvalidUtf8: (bytes) => tokenizer.firstInvalidUtf8(bytes),
-      from: last?.next ?? { file: 0, offset: 0, line: 1 },
-      tally: last?.tally ?? { skipped: {}, replaced: 0 }
+    const { bad_rows, invalid_utf8, max_chars, min_chars, sample, text_field, where } = context.params
+    const fields = clash([text_field, ...fieldsOf(where)])
+    if (fields !== undefined)
+      return yield* new StageError({
+        failure: "invalid-input",
+        message: `${fields[0]} is asked for as a value, and ${fields[1]} as a field inside it`,
+        next: "correct text_field or where"
+      })
+    const reader = readDocuments(
+      files,
+      {
+        native: yield* load.pipe(Effect.mapError(notBuilt)),
+        textField: text_field,
+        filter: { where, sample, minCharacters: min_chars, maxCharacters: max_chars },
+        invalidUtf8: invalid_utf8,
+        badRows: bad_rows,
+        firstInvalidUtf8: (bytes) => tokenizer.firstInvalidUtf8(bytes)
+      },
+      last?.next ?? start
+    )
+    let cursor = last?.next ?? start
+    let done = last?.done ?? 0
+    let tally: Tally = last?.tally ?? noTally
+    const quarantine = yield* Effect.try({
+      try: () => new QuarantineWriter(join(context.work, "quarantine"), shards.length),
+      catch: fileFailure("the work folder")
     })
-    const bytesBefore = ({ file, offset }: Cursor): number =>
-      files.slice(0, file).reduce((sum, { bytes }) => sum + bytes, offset)
-    const report = (cursor: Cursor): void => context.progress({ done: bytesBefore(cursor), total, unit: "bytes" })
+    const report = (): void => context.progress({ done, total, unit: "bytes" })
 
     let builder = new ShardBuilder()
     const close = Effect.fnUntraced(function* () {
       const name = shardName(shards.length)
       const shard = yield* writeShard(builder, work, `${name}.part`, policy)
-      const note = {
-        shard: { ...shard, path: name },
-        next: reader.cursor(),
-        done: bytesBefore(reader.cursor()),
-        tally: reader.tally()
-      }
+      const note = { shard: { ...shard, path: name }, next: cursor, done, tally }
       yield* Effect.tryPromise({
         try: async () => {
+          quarantine.nextShard()
           // the note comes last: it vouches for the shard
           await rename(join(work, `${name}.part`), join(work, name))
           await writeFile(join(work, `${name}.json.part`), JSON.stringify(note))
@@ -162,37 +214,66 @@ export const tokenizeStage = defineStage({
       })
       shards.push(note.shard)
       builder = new ShardBuilder()
-      report(note.next)
+      report()
     })
-    const add = ({ id, bytes, length }: DocumentBytes): void =>
-      builder.add(id, tokenizer.encode(bytes, options), length)
-
-    let sinceYield = 0
-    let sinceReport = 0
-    for (;;) {
-      if (context.stopRequested())
-        return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
-      const document = yield* reader.next
-      if (document === undefined) break
-      add(document)
-      sinceYield += document.length
-      sinceReport += document.length
-      if (builder.textBytes >= shard_bytes) yield* close()
-      else if (sinceReport >= total / 200) {
-        report(reader.cursor())
-        sinceReport = 0
+    const take = (item: Item): void => {
+      cursor = item.next
+      if (item.kind === "passed") {
+        tally = withPassed(tally, item)
+        if (item.quarantined !== undefined) quarantine.add(item.quarantined)
+        return
       }
-      if (sinceYield >= 2 ** 18) {
-        yield* Effect.yieldNow // lets signals and progress through
-        sinceYield = 0
+      const { bytes, exact, first, id, replaced } = item
+      const ids = tokenizer.encode(bytes, {
+        addBos: bos === "document" && first,
+        addEos: eos === "document" && item.last,
+        dummyPrefix: first
+      })
+      builder.add(id, ids, bytes.length)
+      if (replaced) tally = { ...tally, replaced: tally.replaced + 1 }
+      if (first && item.last) return
+      tally = {
+        ...tally,
+        long_documents: tally.long_documents + (first ? 1 : 0),
+        parts: tally.parts + 1,
+        inexact_parts: tally.inexact_parts + (exact ? 0 : 1)
       }
     }
+
+    const read = Effect.gen(function* () {
+      let sinceYield = 0
+      let shown = done
+      for (;;) {
+        const batch = yield* Effect.tryPromise({ try: () => reader.next(), catch: fileFailure("the documents") })
+        if (batch.done === true) return
+        done = batch.value.done
+        for (const item of batch.value.items) {
+          if (context.stopRequested())
+            return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
+          yield* Effect.try({ try: () => take(item), catch: fileFailure("the quarantine") })
+          sinceYield += item.kind === "document" ? item.bytes.length : 0
+          if (builder.textBytes >= shard_bytes) yield* close()
+          if (sinceYield >= 2 ** 18) {
+            yield* Effect.yieldNow // lets signals and progress through
+            sinceYield = 0
+          }
+        }
+        if (done - shown >= total / 200) {
+          report()
+          shown = done
+        }
+      }
+    })
+    yield* Effect.ensuring(
+      read,
+      Effect.promise(() => reader.return(undefined))
+    )
     if (builder.documents > 0) yield* close()
 
     const tokens = shards.reduce((sum, shard) => sum + shard.tokens, 0)
     const documents = shards.reduce((sum, shard) => sum + shard.documents, 0)
     const bytes = shards.reduce((sum, shard) => sum + shard.bytes, 0)
-    const { skipped, replaced } = reader.tally()
+    const { inexact_parts, long_documents, parts, quarantined, replaced, skipped } = tally
     if (documents === 0)
       return yield* new StageError({
         failure: "invalid-input",
@@ -206,13 +287,28 @@ export const tokenizeStage = defineStage({
           link(join(work, path), join(output, path)).catch(() => copyFile(join(work, path), join(output, path))),
         catch: fileFailure(path)
       })
-    report({ file: files.length, offset: 0, line: 1 })
+    yield* Effect.tryPromise({
+      try: () => quarantine.publish(join(output, quarantineFile)),
+      catch: fileFailure(quarantineFile)
+    })
+    done = total
+    report()
     if (replaced > 0) context.warn(`${replaced} documents hold U+FFFD for what is not UTF-8`)
+    if (long_documents > 0)
+      context.log(
+        `${long_documents} documents of more than ${longestPart} bytes are in ${parts} rows, with the same tokens`
+      )
+    if (inexact_parts > 0)
+      context.warn(
+        `${inexact_parts} parts of such documents had to be cut inside a word: they have no line end and no space in ${longestPart} bytes`
+      )
     for (const [reason, count] of Object.entries(skipped))
-      context.warn(`skipped ${count} ${reason.replaceAll("_", " ")}`)
+      if (filtered.has(reason)) context.log(`${filtered.get(reason)}: ${count} documents`)
+      else context.warn(`skipped ${count} ${reason.replaceAll("_", " ")}`)
+    if (quarantined > 0) context.warn(`${quarantined} of these are listed in ${quarantineFile} of the result`)
     context.log(
       `${documents} documents, ${bytes} bytes, ${tokens} tokens (${(bytes / tokens).toFixed(2)} bytes a token), ${shards.length} shards`
     )
-    return { tokens: { ...policy, documents, tokens, bytes, skipped, replaced, shards } }
+    return { tokens: { ...policy, documents, tokens, bytes, skipped, quarantined, replaced, shards } }
   })
 })

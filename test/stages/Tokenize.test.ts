@@ -1,9 +1,10 @@
 import { createHash } from "node:crypto"
-import { mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs"
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
+import type { Quarantined } from "../../src/data/DocumentReader.ts"
 import { encodeList } from "../../src/data/Documents.ts"
 import { factsOf, readShard } from "../../src/data/TokenShards.ts"
 import { loadTokenizer } from "../../src/engine/Tokenizer.ts"
@@ -56,6 +57,12 @@ const refused = (files: Readonly<Record<string, string | Buffer>>, params: Reado
     Effect.map((error) => [error._tag === "StageError" ? error.failure : error._tag, error.message] as const)
   )
 
+const quarantineOf = (handle: ArtifactHandle): ReadonlyArray<Quarantined> =>
+  readFileSync(join(handle.folder, "quarantine.jsonl"), "utf8")
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line))
+
 /** `Hello world` under Llama 2's tokenizer, as Hugging Face's LlamaTokenizer gives it. */
 const hello = [15043, 3186]
 
@@ -96,6 +103,7 @@ describe("tokenize", () => {
         tokens: documents.flatMap(({ tokens }) => tokens).length,
         bytes: 36,
         skipped: { empty_documents: 2 },
+        quarantined: 0,
         replaced: 0
       })
       assert.deepStrictEqual(warnings, ["skipped 2 empty documents"])
@@ -136,6 +144,13 @@ describe("tokenize", () => {
       const skipped = yield* tokenize(files, { invalid_utf8: "skip" })
       assert.deepStrictEqual([skipped.facts.documents, skipped.facts.skipped], [2, { invalid_utf8: 2 }])
       assert.include(skipped.warnings, "skipped 2 invalid utf8")
+      assert.deepStrictEqual(
+        quarantineOf(skipped.outputs.tokens).map(({ file, head, row }) => [file, row, head]),
+        [
+          ["bad.txt", 1, "ab\ufffdc"],
+          ["rows.jsonl", 2, '{"text":"\ufffd"}']
+        ]
+      )
     })
   )
 
@@ -145,11 +160,22 @@ describe("tokenize", () => {
       assert.match((yield* refused({ "a.jsonl": rows }))[1], /^a\.jsonl:2: this is not JSON: /)
       assert.deepStrictEqual(yield* refused({ "a.jsonl": '{"txt":"x"}\n' }), [
         "invalid-input",
-        'a.jsonl:1: the row has no field "text"'
+        'a.jsonl:1: the row has no field "text"; did you mean "txt"?'
       ])
       assert.include((yield* refused({ "a.jsonl": '{"text":5}' }))[1], 'a.jsonl:1: the field "text" is not a string')
-      const { facts, documents } = yield* tokenize({ "a.jsonl": rows }, { bad_rows: "skip" })
-      assert.deepStrictEqual([documents.length, facts.skipped], [1, { bad_rows: 5 }])
+      const { facts, documents, outputs } = yield* tokenize({ "a.jsonl": rows }, { bad_rows: "skip" })
+      assert.deepStrictEqual(
+        [documents.length, facts.skipped, facts.quarantined],
+        [1, { not_json: 1, missing_field: 1, not_text: 1, not_an_object: 2 }, 5]
+      )
+      assert.deepStrictEqual(quarantineOf(outputs.tokens)[0], {
+        file: "a.jsonl",
+        row: 2,
+        offset: 23,
+        reason: "not_json",
+        message: "this is not JSON: the line ends too early",
+        head: '{"text":'
+      })
     })
   )
 
@@ -164,7 +190,7 @@ describe("tokenize", () => {
   const corpus = {
     "a.txt": "The first text. ".repeat(20),
     "rows.jsonl": Array.from({ length: 40 }, (_, i) =>
-      JSON.stringify({ text: `Row ${i} says ${i * i}. `.repeat(i % 5) })
+      i % 7 === 0 ? "bad" : JSON.stringify({ text: `Row ${i} says ${i * i}. `.repeat(i % 5) })
     ).join("\n"),
     "b.txt": "The last text. ".repeat(3)
   }
@@ -172,7 +198,7 @@ describe("tokenize", () => {
   it.live("however often it is stopped, the shards are those of an undisturbed run", () =>
     Effect.gen(function* () {
       const documents = [yield* documentsOf(corpus)]
-      const params = { shard_bytes: 150 }
+      const params = { shard_bytes: 150, bad_rows: "skip" }
       const whole = yield* runStage(tokenizeStage, { params, inputs: { documents } })
       assert.isAbove(readdirSync(whole.outputs.tokens.folder).length, 4)
       const work = yield* temporaryFolder
@@ -197,7 +223,7 @@ describe("tokenize", () => {
   it.live("a finished shard that was damaged meanwhile is made anew", () =>
     Effect.gen(function* () {
       const documents = [yield* documentsOf(corpus)]
-      const options = { params: { shard_bytes: 150 }, inputs: { documents } }
+      const options = { params: { shard_bytes: 150, bad_rows: "skip" }, inputs: { documents } }
       const whole = yield* runStage(tokenizeStage, options)
       const shard = join(whole.work, "shards", "shard-00001.arrow")
       rmSync(shard) // not in place: the published shard is the same file under another name
@@ -210,7 +236,7 @@ describe("tokenize", () => {
 
   it.live("progress counts bytes up to the whole", () =>
     Effect.gen(function* () {
-      const { progress } = yield* tokenize(corpus, { shard_bytes: 100 })
+      const { progress } = yield* tokenize(corpus, { shard_bytes: 100, bad_rows: "skip" })
       const total = Object.values(corpus).reduce((sum, text) => sum + Buffer.byteLength(text), 0)
       assert.deepStrictEqual(progress.at(-1), { done: total, total, unit: "bytes" })
       assert.isTrue(progress.every(({ done }, i) => done >= (progress[i - 1]?.done ?? 0)))
@@ -225,6 +251,33 @@ describe("tokenize", () => {
         (yield* tokensOf(outputs.tokens)).map(({ id }) => id),
         ["a.txt", "b.txt"]
       )
+    })
+  )
+
+  it.live("a document of many parts has the tokens of the whole, and one BOS and EOS", () =>
+    Effect.gen(function* () {
+      const line = "A line of text that is repeated, with größe and  two spaces.\n"
+      const text = line.repeat(Math.ceil((2 ** 24 * 1.02) / Buffer.byteLength(line)))
+      const files = { "long.txt": text, "rows.jsonl": `${JSON.stringify({ text })}\n{"text":"x"}\n` }
+      const { documents, logs } = yield* tokenize(files, { eos: "document" })
+      const tokenizer = yield* loadTokenizer("llama-2")
+      const whole = tokenizer.encode(Buffer.from(text), { addBos: true, addEos: true })
+      assert.deepStrictEqual(
+        documents.map(({ id }) => id),
+        ["long.txt", "long.txt (part 2)", "rows.jsonl#1", "rows.jsonl#1 (part 2)", "rows.jsonl#2"]
+      )
+      for (const first of [0, 2]) {
+        const joined = Int32Array.from([...(documents[first]?.tokens ?? []), ...(documents[first + 1]?.tokens ?? [])])
+        assert.isTrue(Buffer.from(joined.buffer).equals(Buffer.from(whole.buffer, whole.byteOffset, whole.byteLength)))
+      }
+      assert.include(logs.join("\n"), "2 documents of more than 16777216 bytes are in 4 rows")
+    })
+  )
+
+  it.live("a field that is asked for as a value and as an object is refused", () =>
+    Effect.gen(function* () {
+      const where = [{ field: "text.length", equals: 1 }]
+      assert.include((yield* refused({ "a.jsonl": "{}" }, { where }))[1], "text is asked for as a value")
     })
   )
 })
