@@ -10,7 +10,15 @@ import { StageError } from "../pipeline/StageType.ts"
 import type { Arrow } from "./ArrowFile.ts"
 import { BrokenStream } from "./Decompression.ts"
 import { columnMissing } from "./FieldNames.ts"
-import { type Fields, type FieldValue, headBytes, type Position, type RowBatch, type SourceRow } from "./RowSource.ts"
+import {
+  compound,
+  type Fields,
+  type FieldValue,
+  headBytes,
+  type Position,
+  type RowBatch,
+  type SourceRow
+} from "./RowSource.ts"
 
 const magic = "ARROW1"
 
@@ -38,7 +46,7 @@ const comparable = (value: unknown): FieldValue =>
       ? value
       : typeof value === "bigint"
         ? Number(value)
-        : "compound"
+        : compound
 
 /** The bytes of a text column's rows, without making strings where the layout is Arrow's plain one. */
 const textOf = ({ DataType }: Arrow, column: Vector): ((row: number) => Uint8Array | undefined) => {
@@ -56,8 +64,12 @@ const textOf = ({ DataType }: Arrow, column: Vector): ((row: number) => Uint8Arr
 
 const holdsText = ({ DataType }: Arrow, column: Vector): boolean => {
   const type: unknown = DataType.isDictionary(column.type) ? column.type.dictionary : column.type
-  return [DataType.isUtf8, DataType.isLargeUtf8, DataType.isUtf8View, DataType.isBinary, DataType.isLargeBinary].some(
-    (is) => is(type)
+  return (
+    DataType.isUtf8(type) ||
+    DataType.isLargeUtf8(type) ||
+    DataType.isUtf8View(type) ||
+    DataType.isBinary(type) ||
+    DataType.isLargeBinary(type)
   )
 }
 
@@ -72,7 +84,7 @@ async function* batches(library: Arrow, file: string): AsyncGenerator<readonly [
     await using whole = await open(file, "r") // the reader's own, which it may close
     const reader = await RecordBatchReader.from(whole)
     await reader.open()
-    const count = "numRecordBatches" in reader ? Number(reader.numRecordBatches) : 1
+    const count = "numRecordBatches" in reader ? reader.numRecordBatches : 1
     let read = 0
     for await (const batch of reader) yield [batch, Math.floor((size * ++read) / Math.max(1, count))]
     return
@@ -93,10 +105,24 @@ export async function* readArrow(
   from: Position
 ): AsyncGenerator<RowBatch> {
   const library = await import("apache-arrow")
+  const iterator = batches(library, file)
+  try {
+    yield* rowsOf(library, iterator, place, fields, from)
+  } finally {
+    await iterator.return(undefined)
+  }
+}
+
+async function* rowsOf(
+  library: Arrow,
+  iterator: AsyncGenerator<readonly [RecordBatch, number]>,
+  place: string,
+  fields: Fields,
+  from: Position
+): AsyncGenerator<RowBatch> {
   const paths = [fields.text, ...fields.filters].map((name) => name.split("."))
   let before = 0
   let checked = false
-  const iterator = batches(library, file)
   for (;;) {
     const next = await iterator.next().catch((cause: unknown): never => {
       const reason = /lz4/iu.test(String(cause))

@@ -4,8 +4,16 @@
  */
 import type { JsonRows, Native } from "../engine/Native.ts"
 import { readPieces } from "./Decompression.ts"
-import type { Bad, Fields, FieldValue, Position, RowBatch, SourceRow } from "./RowSource.ts"
-import { headBytes } from "./RowSource.ts"
+import {
+  type Bad,
+  compound,
+  type Fields,
+  type FieldValue,
+  headBytes,
+  type Position,
+  type RowBatch,
+  type SourceRow
+} from "./RowSource.ts"
 
 /** Longer rows are bad rows: a corpus that has them is better kept as text files, which are read in parts. */
 const longestRow = 2 ** 26
@@ -180,7 +188,7 @@ class Scan {
       case kind.string:
         return text()
       default:
-        return "compound"
+        return compound
     }
   }
 }

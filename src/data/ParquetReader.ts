@@ -8,7 +8,15 @@ import type { Compressors, FileMetaData, SchemaTree } from "hyparquet"
 import { StageError } from "../pipeline/StageType.ts"
 import { BrokenStream } from "./Decompression.ts"
 import { columnMissing } from "./FieldNames.ts"
-import { type Fields, type FieldValue, headBytes, type Position, type RowBatch, type SourceRow } from "./RowSource.ts"
+import {
+  compound,
+  type Fields,
+  type FieldValue,
+  headBytes,
+  type Position,
+  type RowBatch,
+  type SourceRow
+} from "./RowSource.ts"
 
 const compressors: Compressors = {
   GZIP: (bytes, size) => gunzipSync(bytes, { maxOutputLength: size }),
@@ -46,7 +54,7 @@ const comparable = (value: unknown): FieldValue =>
         ? value
         : typeof value === "bigint"
           ? Number(value)
-          : "compound"
+          : compound
 
 /** Ranges of rows to read in one go, from `first` (counted from 0) on. */
 function* ranges(metadata: FileMetaData, first: number): Generator<readonly [number, number]> {

@@ -1,7 +1,10 @@
 /** What every reader of documents gives, whatever the format: rows, in batches, with where each begins and where reading would go on. */
 
-/** A field's value, as filters compare it. undefined: the row has no such field; an object or a list is neither equal nor unequal to anything. */
-export type FieldValue = string | number | boolean | null | undefined | "compound"
+/** An object or a list: it equals nothing. */
+export const compound = Symbol("compound")
+
+/** A field's value, as filters compare it. undefined: the row has no such field. */
+export type FieldValue = string | number | boolean | null | undefined | typeof compound
 
 /** Why a row gives no text. The names are counted in the facts. */
 export type BadReason =

@@ -249,8 +249,8 @@ describe("filters", () => {
       const [first, other] = [yield* taken(1), yield* taken(2)]
       assert.isTrue(Math.abs(first.length - 1000) < 110) // four standard deviations
       assert.notDeepEqual(first, other)
-      const backwards = content.split("\n").reverse().join("\n")
-      assert.deepStrictEqual((yield* taken(1, backwards)).reverse(), first)
+      const backwards = content.split("\n").toReversed().join("\n")
+      assert.deepStrictEqual((yield* taken(1, backwards)).toReversed(), first)
     })
   )
 })

@@ -36,7 +36,7 @@ const described = (value: unknown): ReadonlyArray<string> =>
             ? ["object", ""]
             : typeof value === "string"
               ? ["string", value.toWellFormed()]
-              : ["number", String(value)]
+              : ["number", JSON.stringify(value)]
 
 const fieldOf = (value: unknown, name: string): unknown =>
   typeof value === "object" && value !== null && !Array.isArray(value) && Object.hasOwn(value, name)

@@ -86,7 +86,7 @@ describe("download", () => {
   it.live("bad sources: missing, empty corpus, wrong digest, digest of many, archives", () =>
     Effect.gen(function* () {
       const folder = yield* corpus
-      writeFileSync(join(folder, "a.jsonl.gz"), "x")
+      writeFileSync(join(folder, "a.jsonl.zip"), "x")
       assert.deepStrictEqual(yield* failing([{ path: "docs/a.md" }, { path: "lost/*.md" }], folder), [
         "invalid-input",
         "sources[1] (path: lost/*.md): the glob matches no file"
@@ -100,7 +100,7 @@ describe("download", () => {
       assert.include(message, digest("b"))
       assert.include(message, digest("a".repeat(10)))
       assert.include((yield* failing([{ path: "docs/*.md", sha256: digest("b") }], folder))[1], "given for 3 files")
-      assert.include((yield* failing([{ path: "a.jsonl.gz" }], folder))[1], "a.jsonl.gz is a .gz file")
+      assert.include((yield* failing([{ path: "a.jsonl.zip" }], folder))[1], "a.jsonl.zip is a .zip file")
     })
   )
 
