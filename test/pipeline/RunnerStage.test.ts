@@ -104,6 +104,26 @@ describe("a stage that runs in the runner's process", () => {
     }).pipe(Effect.scoped, Effect.provide(services))
   )
 
+  it.live("does not run other code than that which its key was made of", () =>
+    Effect.gen(function* () {
+      const made = attempt(yield* folder, "work")
+      const changed = yield* failureOf({ ...made, job: { ...made.job, code: "what the plugin was" } })
+      assert.deepInclude(changed, { _tag: "StageError", failure: "invalid-input" })
+      assert.match(changed.message, /the code of light changed after this run had read it/u)
+    }).pipe(Effect.scoped, Effect.provide(services))
+  )
+
+  it.live("has a process of its own beside secrets: only that keeps it from their environment", () =>
+    Effect.gen(function* () {
+      const at = yield* folder
+      const secrets = { granted: new Map(), withheld: ["OTHERS"], scrub: (text: string) => text }
+      // The worker's own registry knows no such stage: that it says so shows that it was asked.
+      const elsewhere = yield* failureOf(attempt(at, "work", { secrets }))
+      assert.strictEqual(elsewhere._tag, "StageError")
+      assert.isTrue(existsSync(join(at, "job.json")))
+    }).pipe(Effect.scoped, Effect.provide(services))
+  )
+
   it.live("saves when asked to stop, is ended when its grace is over, fails as timeout", () =>
     Effect.gen(function* () {
       const at = yield* folder
