@@ -59,7 +59,7 @@ const tableOf = (tried: ReadonlyArray<Tried>): string => {
     const cells = columns.map((column) => all.filter(({ effect, ended }) => `${effect}: ${ended}` === column).length)
     return [call, ...cells.map((count) => (count === 0 ? "" : String(count)))]
   })
-  const table = [["call", ...columns], ...lines.sort()]
+  const table = [["call", ...columns], ...lines.sort(([a = ""], [b = ""]) => (a < b ? -1 : 1))]
   const widths = columns.map((_, index) => Math.max(...table.map((row) => row[index + 1]?.length ?? 0)))
   return table
     .map(([call = "", ...cells]) => [call.padEnd(14), ...cells.map((cell, index) => cell.padStart(widths[index] ?? 0))])

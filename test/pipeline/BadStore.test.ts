@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFil
 import { join } from "node:path"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Layer } from "effect"
 import { TestClock } from "effect/testing"
 import { ArtifactStore } from "../../src/artifacts/ArtifactStore.ts"
 import { machineId, processMark } from "../../src/artifacts/ProcessIdentity.ts"
@@ -31,8 +31,7 @@ const complete = Effect.gen(function* () {
 
 const verify = (place: Workplace, digest: string) =>
   Effect.flatMap(ArtifactStore, (store) => store.verify(digest)).pipe(
-    Effect.provide(ArtifactStore.layer(join(place.runs, "store"))),
-    Effect.provide(NodeServices.layer)
+    Effect.provide(ArtifactStore.layer(join(place.runs, "store")).pipe(Layer.provide(NodeServices.layer)))
   )
 
 describe("a damaged store", () => {

@@ -24,7 +24,7 @@ describe.runIf(linux)("real processes", () => {
     Effect.promise(async () => {
       const expected = await reference("changes")
       assert.isAbove(expected.trace.length, 300)
-      const effects: ReadonlyArray<RealFault["effect"]> = ["tear", "tear", "tear", "tear", "ENOSPC", "EIO"]
+      const effects: ReadonlyArray<RealFault["effect"]> = ["tear", "tear", "tear", "ENOSPC", "EIO"]
       for (const [index, effect] of effects.entries()) {
         const at = 1 + Math.floor(chance(`${seedOfTheDay} real ${index}`) * expected.trace.length)
         const { faults, point } = await tryPoint(expected, { at, effect, calls: "changes" })
@@ -99,7 +99,7 @@ describe.runIf(linux)("two runners at once", () => {
       yield* Effect.promise(() => launch(place, { fault: { at: 150, effect: "kill", calls: "changes" } }))
       const both = yield* Effect.promise(() => Promise.all([launch(place), launch(place)]))
       assert.deepStrictEqual(
-        both.map(({ code }) => code).toSorted(),
+        both.map(({ code }) => code ?? -1).toSorted((a, b) => a - b),
         [0, 5],
         both.map(({ output }) => output).join("\n")
       )
@@ -123,7 +123,8 @@ describe.runIf(linux)("two runners at once", () => {
       )
       const events = runsOf(place).flatMap((run) => journalOf(join(place, "runs", run)))
       const made = events.filter((event) => event["_tag"] === "StageFinished" && event["outcome"] === "done")
-      assert.deepStrictEqual(made.map((event) => event["stage"]).toSorted(), ["counted", "many", "same"])
+      assert.deepStrictEqual(new Set(made.map((event) => event["stage"])), new Set(["counted", "many", "same"]))
+      assert.strictEqual(made.length, 3)
       assert.strictEqual(
         events.filter((event) => event["_tag"] === "ArtifactPublished" && event["reused"] === false).length,
         2,
