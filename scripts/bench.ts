@@ -21,10 +21,11 @@ import {
   type Effort,
   flopsWords,
   LOSS_HEAD,
-  meanGflops,
+  meanOf,
   measureProducts,
   median,
   parametersOf,
+  PRODUCT_ROUNDS,
   speedOf,
   type TrainingCase,
   trainNative
@@ -59,16 +60,17 @@ const benchSteps = Effect.fn("benchSteps")(function* (settings: Settings, traini
 })
 
 const benchProducts = Effect.fn("benchProducts")(function* (settings: Settings, training: TrainingCase) {
-  const { native, threads, effort, peak } = settings
+  const { native, threads, effort } = settings
+  yield* Console.log(`  products (medians of ${PRODUCT_ROUNDS} rounds; shares of the best peak measured next to each):`)
   const matmuls = yield* measureProducts(native, training, threads, effort.seconds / 20)
-  for (const { name, pass, m, n, k, gflops } of matmuls) {
+  for (const { name, pass, m, n, k, gflops, share } of matmuls) {
     yield* Console.log(
-      `  ${name.padEnd(LOSS_HEAD.length)} ${pass.padEnd(15)} ${`${m} x ${n} x ${k}`.padEnd(19)} ${number(gflops, 1).padStart(7)} GFLOP/s  ${percent(gflops / peak)}`
+      `  ${name.padEnd(LOSS_HEAD.length)} ${pass.padEnd(15)} ${`${m} x ${n} x ${k}`.padEnd(19)} ${number(gflops, 1).padStart(7)} GFLOP/s  ${percent(share)}`
     )
   }
-  const mean = meanGflops(matmuls)
-  yield* Console.log(`  all products of a step: ${number(mean, 1)} GFLOP/s, ${percent(mean / peak)} of peak`)
-  return { name: training.name, gflops: mean, share: mean / peak, matmuls }
+  const [gflops, share] = [meanOf(matmuls, "gflops"), meanOf(matmuls, "share")]
+  yield* Console.log(`  all products of a step: ${number(gflops, 1)} GFLOP/s, ${percent(share)} of peak`)
+  return { name: training.name, gflops, share, matmuls }
 })
 
 const benchAgainstTorch = Effect.fn("benchAgainstTorch")(function* (

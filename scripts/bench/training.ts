@@ -97,6 +97,9 @@ export interface Product {
 
 export interface ProductSpeed extends Product {
   readonly gflops: number
+  /** The best that was measured next to it: a peak taken in a disturbed moment would flatter. */
+  readonly peak: number
+  readonly share: number
 }
 
 const productsOf = (name: string, count: number, rows: number, width: number, out: number) =>
@@ -108,49 +111,73 @@ const productsOf = (name: string, count: number, rows: number, width: number, ou
 
 export const LOSS_HEAD = "lm_head, as the fused loss multiplies"
 
-/** Every matrix product of one training step: y = x·Wᵀ, dx = dy·W, dW = dyᵀ·x for each weight. */
+/** Rounds of measuring every product in turn; a figure is the median over them. */
+export const PRODUCT_ROUNDS = 3
+
+/**
+ * Every matrix product of one training step: y = x·Wᵀ, dx = dy·W, dW = dyᵀ·x for each weight. The peak is measured again before each, because
+ * it drifts on a shared machine.
+ */
 export const measureProducts = Effect.fn("measureProducts")(function* (
   native: Native,
-  { batch, length, shape }: TrainingCase,
+  training: TrainingCase,
   threads: number,
   seconds: number
 ) {
+  const measurePeak = Effect.promise(() => native.measurePeak(threads, seconds))
+  const { head, matmuls, loss } = productsOfStep(training)
+  const rounds: Array<ReadonlyArray<Product & { readonly gflops: number; readonly peak: number }>> = []
+  for (let round = 0; round < PRODUCT_ROUNDS; round++) {
+    const speeds = []
+    for (const { product, transposeA, transposeB } of matmuls) {
+      const { m, n, k } = product
+      const peak = yield* measurePeak
+      const gflops = yield* Effect.promise(() =>
+        native.measureMatmul(threads, { m, n, k, transposeA, transposeB }, seconds)
+      )
+      speeds.push({ ...product, gflops, peak })
+    }
+    const peak = yield* measurePeak
+    const rates = yield* Effect.promise(() => native.measureLossProducts(threads, loss, seconds))
+    for (const pass of ["forward", "inputGradient", "weightGradient"] as const) {
+      speeds.push({ ...head[pass], gflops: rates[pass], peak })
+    }
+    rounds.push(speeds)
+  }
+  return rounds[0]!.map((product, index): ProductSpeed => {
+    const gflops = median(rounds.map((round) => round[index]!.gflops))
+    const peak = Math.max(...rounds.map((round) => round[index]!.peak))
+    return { ...product, gflops, peak, share: gflops / peak }
+  })
+})
+
+const productsOfStep = ({ batch, length, shape }: TrainingCase) => {
   const queries = shape.num_attention_heads * shape.head_dim
   const keys = shape.num_key_value_heads * shape.head_dim
   const rows = batch * length
   const { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, vocab_size: vocabulary } = shape
-  const speeds: Array<ProductSpeed> = []
-  for (const [name, inputs, outputs] of [
-    ["qkv", width, queries + 2 * keys],
-    ["o", queries, width],
-    ["gate_up", width, 2 * inner],
-    ["down", inner, width]
-  ] as const) {
+  const matmuls = (
+    [
+      ["qkv", width, queries + 2 * keys],
+      ["o", queries, width],
+      ["gate_up", width, 2 * inner],
+      ["down", inner, width]
+    ] as const
+  ).flatMap(([name, inputs, outputs]) => {
     const products = productsOf(name, layers, rows, inputs, outputs)
-    for (const [product, transposeA, transposeB] of [
-      [products.forward, false, true],
-      [products.inputGradient, false, false],
-      [products.weightGradient, true, false]
-    ] as const) {
-      const { m, n, k } = product
-      const gflops = yield* Effect.promise(() =>
-        native.measureMatmul(threads, { m, n, k, transposeA, transposeB }, seconds)
-      )
-      speeds.push({ ...product, gflops })
-    }
-  }
-  const head = productsOf(LOSS_HEAD, 1, rows, width, vocabulary)
-  const rates = yield* Effect.promise(() => native.measureLossProducts(threads, { rows, width, vocabulary }, seconds))
-  for (const pass of ["forward", "inputGradient", "weightGradient"] as const) {
-    speeds.push({ ...head[pass], gflops: rates[pass] })
-  }
-  return speeds
-})
+    return [
+      { product: products.forward, transposeA: false, transposeB: true },
+      { product: products.inputGradient, transposeA: false, transposeB: false },
+      { product: products.weightGradient, transposeA: true, transposeB: false }
+    ]
+  })
+  return { matmuls, head: productsOf(LOSS_HEAD, 1, rows, width, vocabulary), loss: { rows, width, vocabulary } }
+}
 
-/** All products of a step: their operations over their time. */
-export const meanGflops = (products: ReadonlyArray<ProductSpeed>): number => {
+/** All products of a step: their operations over their time, as a rate or as a share of the peak. */
+export const meanOf = (products: ReadonlyArray<ProductSpeed>, figure: "gflops" | "share"): number => {
   const operations = products.map(({ m, n, k, count }) => 2 * m * n * k * count)
-  const time = products.reduce((sum, { gflops }, index) => sum + operations[index]! / gflops, 0)
+  const time = products.reduce((sum, product, index) => sum + operations[index]! / product[figure], 0)
   return operations.reduce((sum, value) => sum + value, 0) / time
 }
 

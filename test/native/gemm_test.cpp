@@ -71,6 +71,13 @@ int main() {
   // Long sums, and a right operand packed in several slabs.
   check_product({20, 1700, 6000}, false, true, false, 0);
   check_product({20, 1700, 6000}, true, false, true, 0);
+  // Few outputs: cut along the depth.
+  for (const bool transpose_b : {false, true}) {
+    for (const bool transpose_a : {false, true}) {
+      check_product({130, 47, 2050}, transpose_a, transpose_b, true, 0);
+      check_product({7, 100, 1100}, transpose_a, transpose_b, false, 3);
+    }
+  }
   check_wrong_shapes();
   return report("gemm_test");
 }

@@ -104,23 +104,18 @@ void gemm_block(const GemmBlock& block) {
   }
 }
 
-// Copies `depth` rows of `real` elements into rows of `size`, zero-padded.
-template <class V, int size>
-void copy_panel(float* panel, const float* from, std::int64_t stride, std::int64_t depth, std::int64_t real) {
-  if (real == size) {
-    for (std::int64_t k = 0; k < depth; ++k) __builtin_memcpy(panel + k * size, from + k * stride, size * sizeof(float));
-    return;
-  }
-  for (std::int64_t k = 0; k < depth; ++k) {
-    for (std::int64_t n = 0; n < size; ++n) panel[k * size + n] = n < real ? from[k * stride + n] : 0.f;
-  }
-}
-
+// Row by row of the stored matrix, so that memory is read in order.
 template <class V>
 void pack_right(float* panels, std::int64_t panel, const float* right, std::int64_t stride, std::int64_t depth, std::int64_t columns) {
-  constexpr int size = V::width * V::tile_vectors;
-  for (std::int64_t column = 0; column < columns; column += size, panels += panel) {
-    copy_panel<V, size>(panels, right + column, stride, depth, columns - column < size ? columns - column : size);
+  constexpr std::int64_t size = V::width * V::tile_vectors, ahead = 4, line = 16;
+  const std::int64_t whole = columns / size * size;
+  for (std::int64_t k = 0; k < depth; ++k, right += stride, panels += size) {
+    if (k + ahead < depth) {
+      for (std::int64_t column = 0; column < columns; column += line) __builtin_prefetch(right + ahead * stride + column);
+    }
+    float* to = panels;
+    for (std::int64_t column = 0; column < whole; column += size, to += panel) __builtin_memcpy(to, right + column, size * sizeof(float));
+    for (std::int64_t n = 0; whole < columns && n < size; ++n) to[n] = whole + n < columns ? right[whole + n] : 0.f;
   }
 }
 
