@@ -217,11 +217,13 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     const manifest: Manifest = { type, digest, files, facts, madeBy }
     return yield* Effect.gen(function* () {
       yield* fs.makeDirectory(artifacts, { recursive: true })
+      // A manifest without its files: then this is a repair, and a publication of its own.
+      const known = typeof (yield* read(digest)) !== "string"
       const { aside, moved } = yield* settle(folder, target, files)
       const before = yield* introduce(manifest)
       // Only now is there a successor of what was damaged.
       yield* Effect.forEach(aside, (old) => Effect.ignore(fs.remove(old, { recursive: true, force: true })))
-      return { manifest: before ?? manifest, folder: target, reused: !moved && before !== undefined }
+      return { manifest: before ?? manifest, folder: target, reused: before !== undefined && !(known && moved) }
     }).pipe(Effect.mapError((error) => (error._tag === "StageError" ? error : storageFailure(target)(error))))
   }, Effect.provideContext(services))
 

@@ -130,6 +130,29 @@ describe("ArtifactStore", () => {
     }).pipe(Effect.scoped)
   )
 
+  it.live("of many that publish the same at once, one publishes it, and the others take it", () =>
+    Effect.gen(function* () {
+      const { folder } = yield* workplace
+      for (let round = 0; round < 10; round++) {
+        const root = join(folder, `store-${round}`)
+        const outputs = Array.from({ length: 6 }, (_, index) => filled(folder, `same-${round}-${index}`, files))
+        const made = yield* withStore(root, (store) =>
+          Effect.forEach(
+            outputs,
+            (output) =>
+              Effect.tap(store.publish(publication(output)), (found) =>
+                Effect.sync(() => assert.strictEqual(readFileSync(join(found.folder, "b.txt"), "utf8"), "bee"))
+              ),
+            { concurrency: "unbounded" }
+          )
+        )
+        assert.strictEqual(made.filter((one) => !one.reused).length, 1)
+        assert.strictEqual(new Set(made.map((one) => one.manifest.digest)).size, 1)
+        assert.strictEqual(readdirSync(join(root, "artifacts")).length, 2, "one folder, one manifest")
+      }
+    }).pipe(Effect.scoped)
+  )
+
   it.effect("an empty output is no artifact", () =>
     Effect.gen(function* () {
       const { folder } = yield* workplace
