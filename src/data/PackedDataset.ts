@@ -1,15 +1,17 @@
 /**
  * The PackedDataset artifact: `train.arrow` and `validation.arrow`, one column `tokens` of fixed-size lists. A block holds seq_len + 1 tokens:
- * its first seq_len are the input, its last seq_len the targets. Blocks do not overlap.
+ * its first seq_len are the input, its last seq_len the targets. Blocks do not overlap. Two more columns are there when they say something:
+ * `boundaries`, with attention_reset, lists the positions in the block, other than 0, at which a document begins; `length`, with packing best-fit,
+ * is the number of tokens before the padding, whose ids are 0 and which is no target.
  */
 import { join } from "node:path"
-import type { FixedSizeList, RecordBatch, Schema as ArrowSchema, Uint16 } from "apache-arrow"
+import type { Data, FixedSizeList, List, RecordBatch, Schema as ArrowSchema, Uint16, Uint32 } from "apache-arrow"
 import { Effect, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { StageError } from "../pipeline/StageType.ts"
 import { type Arrow, arrow, batchOf, columnOf, openWriter, readBatches } from "./ArrowFile.ts"
 import { fileFailure } from "./FileFailure.ts"
-import { largest, TokenPolicy } from "./TokenShards.ts"
+import { isWide, largest, type TokenArray, tokenArray, TokenPolicy } from "./TokenShards.ts"
 
 export type Split = "train" | "validation"
 
@@ -34,7 +36,9 @@ export const Accounting = Schema.Struct({
   /** Remainders too short for a block, of train and validation. */
   tail: Schema.Int,
   /** Whole train blocks that the weights leave no room for. */
-  left_out: Schema.Int
+  left_out: Schema.Int,
+  /** With best-fit: places in the blocks that hold no token. They are not in the sum. */
+  padding: Schema.optionalKey(Schema.Int)
 })
 export type Accounting = typeof Accounting.Type
 
@@ -42,6 +46,10 @@ export type Accounting = typeof Accounting.Type
 export const DatasetMetadata = Schema.Struct({
   ...TokenPolicy.fields,
   seq_len: Schema.Int,
+  /** How blocks were filled; absent: documents end to end. */
+  packing: Schema.optionalKey(Schema.Literal("best-fit")),
+  /** Blocks tell where documents begin. */
+  attention_reset: Schema.optionalKey(Schema.Literal(true)),
   train_blocks: Schema.Int,
   validation_blocks: Schema.Int,
   mixture: Schema.Array(Mixture),
@@ -62,7 +70,7 @@ const toMetadata = (metadata: DatasetMetadata): Map<string, string> =>
     Object.entries(metadata).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)])
   )
 
-const stringFields = new Set(["tokenizer", "tokenizer_digest", "bos", "eos"])
+const stringFields = new Set(["tokenizer", "tokenizer_digest", "bos", "eos", "packing"])
 const fromMetadata = (entries: Readonly<Record<string, string>>): unknown =>
   Object.fromEntries(
     Object.entries(entries).map(([key, value]) => [key, stringFields.has(key) ? value : JSON.parse(value)])
@@ -71,15 +79,36 @@ const fromMetadata = (entries: Readonly<Record<string, string>>): unknown =>
 /** Blocks per record batch: about 8 MiB of tokens, the same for all batches but the last. */
 const blocksPerBatch = (blockLength: number): number => Math.max(1, Math.floor(2 ** 22 / blockLength))
 
-const schemaOf = ({ Field, FixedSizeList, Schema, Uint16 }: Arrow, metadata: DatasetMetadata): ArrowSchema =>
-  new Schema(
-    [new Field("tokens", new FixedSizeList(metadata.seq_len + 1, new Field("item", new Uint16(), false)), false)],
+const schemaOf = (
+  { Field, FixedSizeList, List, Schema, Uint16, Uint32 }: Arrow,
+  metadata: DatasetMetadata
+): ArrowSchema => {
+  const item = isWide(metadata.vocabulary_size) ? new Uint32() : new Uint16()
+  return new Schema(
+    [
+      new Field("tokens", new FixedSizeList(metadata.seq_len + 1, new Field("item", item, false)), false),
+      ...(metadata.attention_reset
+        ? [new Field("boundaries", new List(new Field("item", new Uint32(), false)), false)]
+        : []),
+      ...(metadata.packing === "best-fit" ? [new Field("length", new Uint32(), false)] : [])
+    ],
     toMetadata(metadata)
   )
+}
+
+/** The columns as apache-arrow prints them. */
+const columnsOf = (metadata: DatasetMetadata): string =>
+  [
+    `tokens: FixedSizeList[${metadata.seq_len + 1}]<${isWide(metadata.vocabulary_size) ? "Uint32" : "Uint16"}>`,
+    ...(metadata.attention_reset ? ["boundaries: List<Uint32>"] : []),
+    ...(metadata.packing === "best-fit" ? ["length: Uint32"] : [])
+  ].join(", ")
 
 export interface SplitWriter {
   /** Room for the next block, to be filled before the next call. */
-  readonly next: () => Uint16Array
+  readonly next: () => TokenArray
+  /** What else there is to say of the block that `next` gave last: where documents begin in it, ascending and without 0; tokens before the padding. */
+  readonly describe: (boundaries: ReadonlyArray<number>, length: number) => void
   readonly close: () => { readonly bytes: number; readonly sha256: string }
 }
 
@@ -94,24 +123,54 @@ export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(functi
   const schema = schemaOf(library, metadata)
   const blocks = split === "train" ? metadata.train_blocks : metadata.validation_blocks
   const capacity = Math.min(blocksPerBatch(blockLength), Math.max(1, blocks))
-  const buffer = new Uint16Array(capacity * blockLength)
+  const buffer = tokenArray(metadata.vocabulary_size, capacity * blockLength)
   const file = `${split}.arrow`
   const output = yield* Effect.try({ try: () => openWriter(library, join(folder, file)), catch: fileFailure(file) })
   let filled = 0
   let batches = 0
+  let boundaries: Array<number> = []
+  const offsets = new Int32Array(capacity + 1)
+  const lengths = new Uint32Array(capacity)
   const flush = (): void => {
-    const { FixedSizeList, Field, makeData, Uint16 } = library
+    const { FixedSizeList, Field, List, makeData, Uint16, Uint32 } = library
     const data = buffer.subarray(0, filled * blockLength)
-    const type = new FixedSizeList(blockLength, new Field("item", new Uint16(), false))
-    const child = makeData({ type: new Uint16(), length: data.length, nullCount: 0, data })
-    output.write(batchOf(library, schema, filled, [makeData({ type, length: filled, nullCount: 0, child })]))
+    const child =
+      data instanceof Uint16Array
+        ? makeData({ type: new Uint16(), length: data.length, nullCount: 0, data })
+        : makeData({ type: new Uint32(), length: data.length, nullCount: 0, data })
+    const type = new FixedSizeList(blockLength, new Field("item", child.type, false))
+    const columns: Array<Data> = [makeData({ type, length: filled, nullCount: 0, child })]
+    if (metadata.attention_reset) {
+      const starts = Uint32Array.from(boundaries)
+      const list = new List(new Field("item", new Uint32(), false))
+      columns.push(
+        makeData({
+          type: list,
+          length: filled,
+          nullCount: 0,
+          valueOffsets: offsets.slice(0, filled + 1),
+          child: makeData({ type: new Uint32(), length: starts.length, nullCount: 0, data: starts })
+        })
+      )
+    }
+    if (metadata.packing === "best-fit")
+      columns.push(makeData({ type: new Uint32(), length: filled, nullCount: 0, data: lengths.subarray(0, filled) }))
+    output.write(batchOf(library, schema, filled, columns))
     filled = 0
+    boundaries = []
     batches++
   }
   const writer: SplitWriter = {
     next: () => {
       if (filled === capacity) flush()
+      offsets[filled + 1] = boundaries.length
+      lengths[filled] = blockLength
       return buffer.subarray(filled * blockLength, ++filled * blockLength)
+    },
+    describe: (starts, length) => {
+      if (metadata.attention_reset) boundaries.push(...starts)
+      offsets[filled] = boundaries.length
+      lengths[filled - 1] = length
     },
     close: () => {
       if (filled > 0 || batches === 0) flush()
@@ -125,13 +184,17 @@ export interface PackedDataset {
   readonly seqLen: number
   readonly blocks: number
   /** The seq_len + 1 tokens of a block, a view of the file's buffer. A RangeError for an index outside [0, blocks). */
-  readonly tokens: (blockIndex: number) => Uint16Array
+  readonly tokens: (blockIndex: number) => TokenArray
+  /** Where documents begin in the block, other than at 0; undefined where the dataset does not tell. */
+  readonly boundaries: (blockIndex: number) => Uint32Array | undefined
+  /** Tokens of the block before its padding. */
+  readonly length: (blockIndex: number) => number
   readonly metadata: DatasetMetadata
 }
 
-const tokensOf = (batch: RecordBatch): Uint16Array => {
-  const child = columnOf<FixedSizeList<Uint16>>(batch, 0).children[0]
-  return (child?.values as Uint16Array | undefined)?.subarray(0, child?.length ?? 0) ?? new Uint16Array(0)
+const tokensOf = (batch: RecordBatch): TokenArray => {
+  const child = columnOf<FixedSizeList<Uint16 | Uint32>>(batch, 0).children[0]
+  return (child?.values as TokenArray | undefined)?.subarray(0, child?.length ?? 0) ?? new Uint16Array(0)
 }
 
 /**
@@ -161,7 +224,7 @@ export const openPackedDataset = Effect.fn("PackedDataset.open")(function* (
     )
   )
   const blockLength = decoded.seq_len + 1
-  const expected = `tokens: FixedSizeList[${blockLength}]<Uint16>`
+  const expected = columnsOf(decoded)
   if (columns.join(", ") !== expected) return yield* failure(`the columns are ${columns.join(", ")}, not ${expected}`)
   const chunks = batches.map(tokensOf)
   const perChunk = batches[0]?.numRows ?? 0
@@ -175,16 +238,33 @@ export const openPackedDataset = Effect.fn("PackedDataset.open")(function* (
     return yield* failure(`it holds ${blocks} blocks where its metadata states ${stated}`)
   if (chunks.some((chunk) => largest(chunk) >= decoded.vocabulary_size))
     return yield* failure(`it has token ids beyond the vocabulary of ${decoded.vocabulary_size}`)
+  const placeOf = (blockIndex: number): readonly [number, number] => {
+    if (!Number.isInteger(blockIndex) || blockIndex < 0 || blockIndex >= blocks)
+      throw new RangeError(`no block ${blockIndex} of ${blocks}`)
+    return [Math.floor(blockIndex / perChunk), blockIndex % perChunk]
+  }
+  const lengthColumn = decoded.attention_reset ? 2 : 1
   const dataset: PackedDataset = {
     seqLen: decoded.seq_len,
     blocks,
     metadata: decoded,
     tokens: (blockIndex) => {
-      const chunk = chunks[Math.floor(blockIndex / perChunk)]
-      if (chunk === undefined || !Number.isInteger(blockIndex) || blockIndex < 0 || blockIndex >= blocks)
-        throw new RangeError(`no block ${blockIndex} of ${blocks}`)
-      const at = (blockIndex % perChunk) * blockLength
-      return chunk.subarray(at, at + blockLength)
+      const [chunk, row] = placeOf(blockIndex)
+      return (chunks[chunk] ?? new Uint16Array(0)).subarray(row * blockLength, (row + 1) * blockLength)
+    },
+    boundaries: (blockIndex) => {
+      const [chunk, row] = placeOf(blockIndex)
+      const batch = batches[chunk]
+      if (!decoded.attention_reset || batch === undefined) return undefined
+      const list = columnOf<List<Uint32>>(batch, 1)
+      const values = list.children[0]?.values as Uint32Array | undefined
+      return values?.subarray(list.valueOffsets[row], list.valueOffsets[row + 1]) ?? new Uint32Array(0)
+    },
+    length: (blockIndex) => {
+      const [chunk, row] = placeOf(blockIndex)
+      const batch = batches[chunk]
+      if (decoded.packing !== "best-fit" || batch === undefined) return blockLength
+      return columnOf<Uint32>(batch, lengthColumn).values[row] ?? blockLength
     }
   }
   return dataset

@@ -1,126 +1,79 @@
 /**
- * How documents become blocks: the split into train and validation, the order of documents, the mixture of sources. All of it is a function of the
- * documents, the fraction, the weights and the seed, and every token is accounted for.
+ * How documents become blocks: the order of documents, the mixture of sources. All of it is a function of the documents, the weights and the seed,
+ * and every token is accounted for.
  */
-import { createHash } from "node:crypto"
+import { bestFitBlocks, type Piece } from "./BestFit.ts"
+import type { Source } from "./DocumentStore.ts"
 import type { Accounting } from "./PackedDataset.ts"
 import { permutation } from "./SampleOrder.ts"
-import type { ShardRows } from "./TokenShards.ts"
+import type { TokenArray } from "./TokenShards.ts"
 
-/** All documents of one input, and which of them are held out for validation. */
-export class Source {
-  readonly name: string
-  readonly documents: number
-  readonly tokens: number
-  readonly heldOut: Uint8Array
-  readonly #parts: ReadonlyArray<ShardRows>
-  /** #starts[p] is the number of documents before part p. */
-  readonly #starts: ReadonlyArray<number>
-
-  constructor(name: string, parts: ReadonlyArray<ShardRows>) {
-    this.name = name
-    this.#parts = parts
-    let documents = 0
-    this.#starts = parts.map((part) => (documents += part.documents) - part.documents)
-    this.documents = documents
-    this.tokens = parts.reduce((sum, { offsets }) => sum + (offsets.at(-1) ?? 0) - (offsets[0] ?? 0), 0)
-    this.heldOut = new Uint8Array(documents)
-  }
-
-  /** The tokens of a document, a view. */
-  document(index: number): Uint16Array {
-    let low = 0
-    for (let high = this.#starts.length; high - low > 1;) {
-      const middle = (low + high) >>> 1
-      if ((this.#starts[middle] ?? 0) <= index) low = middle
-      else high = middle
-    }
-    const part = this.#parts[low]
-    const row = index - (this.#starts[low] ?? 0)
-    return part === undefined ? new Uint16Array(0) : part.tokens.subarray(part.offsets[row], part.offsets[row + 1])
-  }
-
-  tokensHeldOut(): number {
-    let sum = 0
-    for (let i = 0; i < this.documents; i++) if (this.heldOut[i] === 1) sum += this.document(i).length
-    return sum
-  }
-}
-
-/**
- * A number in [0, 1) from a document's content alone: equal texts, wherever they come from and however they are called, fall on the same side, so
- * that no copy of a validation text is trained on.
- */
-const contentHash = (tokens: Uint16Array): number =>
-  createHash("sha256")
-    .update(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength))
-    .digest()
-    .readUIntBE(0, 6) /
-  2 ** 48
-
-/**
- * Marks the documents to hold out: those whose hash lies below `fraction`. When that does not fill one block of `blockLength` in any
- * source, documents follow in the order of their hashes until it does. Returns how many were added so.
- */
-export const holdOut = (sources: ReadonlyArray<Source>, fraction: number, blockLength: number): number => {
-  if (fraction === 0) return 0
-  const hashes = sources.map((source) =>
-    Float64Array.from({ length: source.documents }, (_, i) => contentHash(source.document(i)))
-  )
-  for (const [s, source] of sources.entries())
-    for (let i = 0; i < source.documents; i++) source.heldOut[i] = (hashes[s]?.[i] ?? 1) < fraction ? 1 : 0
-  const filled = sources.map((source) => source.tokensHeldOut())
-  if (filled.some((tokens) => tokens >= blockLength)) return 0
-  const rest = sources
-    .flatMap((source, s) =>
-      Array.from({ length: source.documents }, (_, i) => ({ source, s, i, hash: hashes[s]?.[i] ?? 1 }))
-    )
-    .filter(({ source, i }) => source.heldOut[i] === 0)
-    .sort((a, b) => a.hash - b.hash || a.s - b.s || a.i - b.i)
-  let added = 0
-  let last = -1
-  for (const { source, s, i, hash } of rest) {
-    // copies of a document, which share its hash, go along with it
-    if (hash !== last && filled.some((tokens) => tokens >= blockLength)) break
-    source.heldOut[i] = 1
-    filled[s] = (filled[s] ?? 0) + source.document(i).length
-    last = hash
-    added++
-  }
-  return added
+/** Fills blocks one after the other. */
+export interface BlockStream {
+  /**
+   * Fills `block`, and says where in it documents begin, other than at 0, and how many tokens it has. A RangeError when there is no more.
+   */
+  fill(block: TokenArray): { readonly boundaries: ReadonlyArray<number>; readonly length: number }
 }
 
 /** Reads the documents of one side of a source end to end, in seeded shuffled order, as one stream of tokens. */
-export class TokenStream {
+export class TokenStream implements BlockStream {
   readonly #source: Source
-  readonly #side: number
+  readonly #side: boolean
   readonly #order: (position: number) => number
   #position = 0
-  #document: Uint16Array = new Uint16Array(0)
+  #document: TokenArray = new Uint16Array(0)
   #at = 0
 
   /** `index` tells sources apart: each has an order of its own under one seed. */
   constructor(source: Source, index: number, heldOut: boolean, seed: number) {
     this.#source = source
-    this.#side = heldOut ? 1 : 0
+    this.#side = heldOut
     this.#order = permutation(Math.max(1, source.documents), seed, index)
   }
 
-  /** Fills `block` with the next tokens, which must be there. */
-  fill(block: Uint16Array): void {
+  fill(block: TokenArray): { readonly boundaries: ReadonlyArray<number>; readonly length: number } {
+    const boundaries: Array<number> = []
     for (let filled = 0; filled < block.length;) {
       while (this.#at === this.#document.length) {
         if (this.#position === this.#source.documents) throw new RangeError("the token stream is at its end")
         const next = this.#order(this.#position++)
-        if (this.#source.heldOut[next] !== this.#side) continue
+        if (this.#source.isHeldOut(next) !== this.#side) continue
         this.#document = this.#source.document(next)
         this.#at = 0
       }
+      if (this.#at === 0 && filled > 0) boundaries.push(filled)
       const piece = this.#document.subarray(this.#at, this.#at + block.length - filled)
       block.set(piece, filled)
       this.#at += piece.length
       filled += piece.length
     }
+    return { boundaries, length: block.length }
+  }
+}
+
+/** Gives the blocks of best-fit packing; what stays free in a block is 0. */
+export class BestFitStream implements BlockStream {
+  readonly #source: Source
+  readonly #blocks: Iterator<ReadonlyArray<Piece>>
+
+  constructor(source: Source, index: number, heldOut: boolean, seed: number, blockLength: number) {
+    this.#source = source
+    this.#blocks = bestFitBlocks(source, index, heldOut, seed, blockLength)
+  }
+
+  fill(block: TokenArray): { readonly boundaries: ReadonlyArray<number>; readonly length: number } {
+    const next = this.#blocks.next()
+    if (next.done === true) throw new RangeError("there are no more blocks")
+    const boundaries: Array<number> = []
+    let filled = 0
+    for (const { document, from, length } of next.value) {
+      if (filled > 0) boundaries.push(filled)
+      block.set(this.#source.document(document).subarray(from, from + length), filled)
+      filled += length
+    }
+    block.fill(0, filled)
+    return { boundaries, length: filled }
   }
 }
 
@@ -165,14 +118,26 @@ export interface Share {
   readonly accounting: Accounting
 }
 
-/** Decides how many blocks each source gives, after `holdOut`. A source of weight 0 gives nothing to validation either. */
+const share = (
+  source: Source,
+  trainBlocks: number,
+  validationBlocks: number,
+  rest: Omit<Accounting, "source" | "documents" | "tokens">
+): Share => ({
+  source,
+  trainBlocks,
+  validationBlocks,
+  accounting: { source: source.name, documents: source.documents, tokens: source.tokens, ...rest }
+})
+
+/** Decides how many blocks each source gives, documents end to end. A source of weight 0 gives nothing to validation either. */
 export const shareOut = (
   sources: ReadonlyArray<Source>,
   weights: ReadonlyArray<number> | undefined,
   blockLength: number
 ): ReadonlyArray<Share> => {
   const sides = sources.map((source) => {
-    const validation = source.tokensHeldOut()
+    const validation = source.tokensHeldOut
     const train = source.tokens - validation
     return { train, validation, blocks: Math.floor(train / blockLength) }
   })
@@ -185,19 +150,55 @@ export const shareOut = (
     const unused = weights !== undefined && weights[s] === 0
     const trainBlocks = counts[s] ?? 0
     const validationBlocks = unused ? 0 : Math.floor(validation / blockLength)
-    return {
-      source,
-      trainBlocks,
-      validationBlocks,
-      accounting: {
-        source: source.name,
-        documents: source.documents,
-        tokens: source.tokens,
-        train: trainBlocks * blockLength,
-        validation: validationBlocks * blockLength,
-        tail: unused ? 0 : (train % blockLength) + (validation % blockLength),
-        left_out: unused ? source.tokens : (blocks - trainBlocks) * blockLength
-      }
+    return share(source, trainBlocks, validationBlocks, {
+      train: trainBlocks * blockLength,
+      validation: validationBlocks * blockLength,
+      tail: unused ? 0 : (train % blockLength) + (validation % blockLength),
+      left_out: unused ? source.tokens : (blocks - trainBlocks) * blockLength
+    })
+  })
+}
+
+/** Blocks and their tokens, the first `most` of them. */
+const measure = (
+  blocks: Iterable<ReadonlyArray<Piece>>,
+  most = Infinity
+): { readonly blocks: number; readonly tokens: number } => {
+  let count = 0
+  let tokens = 0
+  if (most > 0)
+    for (const block of blocks) {
+      for (const { length } of block) tokens += length
+      if (++count >= most) break
     }
+  return { blocks: count, tokens }
+}
+
+/** The same for best-fit packing: blocks are counted by packing lengths, without reading tokens. */
+export const shareOutBestFit = (
+  sources: ReadonlyArray<Source>,
+  weights: ReadonlyArray<number> | undefined,
+  blockLength: number,
+  seed: number
+): ReadonlyArray<Share> => {
+  const whole = sources.map((source, s) => measure(bestFitBlocks(source, s, false, seed, blockLength)))
+  const counts = mixtureCounts(
+    whole.map(({ blocks }) => blocks),
+    weights
+  )
+  return sources.map((source, s): Share => {
+    const unused = weights !== undefined && weights[s] === 0
+    const available = whole[s] ?? { blocks: 0, tokens: 0 }
+    const count = counts[s] ?? 0
+    const train =
+      count === available.blocks ? available : measure(bestFitBlocks(source, s, false, seed, blockLength), count)
+    const validation = unused ? { blocks: 0, tokens: 0 } : measure(bestFitBlocks(source, s, true, 0, blockLength))
+    return share(source, train.blocks, validation.blocks, {
+      train: train.tokens,
+      validation: validation.tokens,
+      tail: 0,
+      left_out: source.tokens - train.tokens - validation.tokens,
+      padding: (train.blocks + validation.blocks) * blockLength - train.tokens - validation.tokens
+    })
   })
 }

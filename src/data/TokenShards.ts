@@ -48,16 +48,30 @@ export const TokenShardsFacts = Schema.Struct({
 })
 export type TokenShardsFacts = typeof TokenShardsFacts.Type
 
+/** Token ids as files hold them. */
+export type TokenArray = Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>
+
+/** 16 bits where every id fits, else 32. */
+export const isWide = (vocabularySize: number): boolean => vocabularySize > 2 ** 16
+export const tokenArray = (vocabularySize: number, length: number): TokenArray =>
+  isWide(vocabularySize) ? new Uint32Array(length) : new Uint16Array(length)
+
 export const shardName = (index: number): string => `shard-${String(index).padStart(5, "0")}.arrow`
 
 /** Collects documents and writes them as one shard. */
 export class ShardBuilder {
-  #tokens = new Uint16Array(1 << 16)
+  readonly #vocabularySize: number
+  #tokens: TokenArray
   #length = 0
   readonly #offsets: Array<number> = [0]
   readonly #ids: Array<string> = []
   readonly #bytes: Array<number> = []
   textBytes = 0
+
+  constructor(vocabularySize: number) {
+    this.#vocabularySize = vocabularySize
+    this.#tokens = tokenArray(vocabularySize, 1 << 16)
+  }
 
   get documents(): number {
     return this.#ids.length
@@ -66,11 +80,11 @@ export class ShardBuilder {
     return this.#length
   }
 
-  /** `tokens` are ids below 65,536. */
+  /** `tokens` are ids of the vocabulary. */
   add(id: string, tokens: ArrayLike<number>, bytes: number): void {
     const end = this.#length + tokens.length
     if (end > this.#tokens.length) {
-      const grown = new Uint16Array(Math.max(end, this.#tokens.length * 2))
+      const grown = tokenArray(this.#vocabularySize, Math.max(end, this.#tokens.length * 2))
       grown.set(this.#tokens.subarray(0, this.#length))
       this.#tokens = grown
     }
@@ -106,7 +120,8 @@ export const writeShard = Effect.fn("TokenShards.writeShard")(function* (
 ) {
   const library = yield* arrow
   const { Field, List, makeData, Schema: ArrowSchema, Uint16, Uint32, Utf8 } = library
-  const list = new List(new Field("item", new Uint16(), false))
+  const item = isWide(policy.vocabulary_size) ? new Uint32() : new Uint16()
+  const list = new List(new Field("item", item, false))
   const schema = new ArrowSchema(
     [
       new Field("tokens", list, false),
@@ -117,7 +132,10 @@ export const writeShard = Effect.fn("TokenShards.writeShard")(function* (
   )
   const { tokens, offsets, ids, idOffsets, bytes } = builder.columns()
   const length = builder.documents
-  const child = makeData({ type: new Uint16(), length: tokens.length, nullCount: 0, data: tokens })
+  const child =
+    tokens instanceof Uint16Array
+      ? makeData({ type: new Uint16(), length: tokens.length, nullCount: 0, data: tokens })
+      : makeData({ type: new Uint32(), length: tokens.length, nullCount: 0, data: tokens })
   const { sha256 } = yield* Effect.try({
     try: () => {
       const writer = openWriter(library, join(folder, name))
@@ -139,7 +157,7 @@ export const writeShard = Effect.fn("TokenShards.writeShard")(function* (
 /** Documents of a shard, or of a part of one: row i has tokens[offsets[i] .. offsets[i + 1]). Views of the file's buffer. */
 export interface ShardRows {
   readonly documents: number
-  readonly tokens: Uint16Array
+  readonly tokens: TokenArray
   readonly offsets: Int32Array
   readonly bytes: Uint32Array
   readonly id: (row: number) => string
@@ -161,7 +179,8 @@ export const factsOf = (handle: ArtifactHandle): Effect.Effect<TokenShardsFacts,
 const remake = (handle: ArtifactHandle): string =>
   `make ${handle.origin} anew: tinyllama run --force ${handle.origin.split(".")[0]}`
 
-const expected = "tokens: List<Uint16>, document: Utf8, bytes: Uint32"
+const expected = (policy: TokenPolicy): string =>
+  `tokens: List<${isWide(policy.vocabulary_size) ? "Uint32" : "Uint16"}>, document: Utf8, bytes: Uint32`
 
 /** Reads one shard and checks all that is said of it: digest, schema, counts, offsets, ids below the vocabulary's size. */
 export const readShard = Effect.fn("TokenShards.readShard")(function* (
@@ -175,12 +194,13 @@ export const readShard = Effect.fn("TokenShards.readShard")(function* (
     remake: remake(handle),
     sha256: shard.sha256
   })
-  if (columns.join(", ") !== expected) return yield* failure(`the columns are ${columns.join(", ")}, not ${expected}`)
+  if (columns.join(", ") !== expected(policy))
+    return yield* failure(`the columns are ${columns.join(", ")}, not ${expected(policy)}`)
   if (metadata["tokenizer_digest"] !== policy.tokenizer_digest)
     return yield* failure("its tokenizer is not the one that the facts name")
   const rows = batches.map((batch): ShardRows => {
-    const list = columnOf<List<Uint16>>(batch, 0)
-    const child = list.children[0] as (typeof list.children)[number] & { readonly values: Uint16Array }
+    const list = columnOf<List<Uint16 | Uint32>>(batch, 0)
+    const child = list.children[0] as (typeof list.children)[number] & { readonly values: TokenArray }
     const ids = columnOf<Utf8>(batch, 1)
     return {
       documents: batch.numRows,
@@ -206,7 +226,7 @@ export const readShard = Effect.fn("TokenShards.readShard")(function* (
 })
 
 /** The largest id, -1 for none. */
-export const largest = (tokens: Uint16Array): number => {
+export const largest = (tokens: Uint16Array | Uint32Array): number => {
   let most = -1
   for (let i = 0; i < tokens.length; i++) if ((tokens[i] ?? 0) > most) most = tokens[i] ?? 0
   return most

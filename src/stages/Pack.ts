@@ -1,12 +1,16 @@
 /**
  * pack: token shards become blocks of seq_len + 1 tokens, ready to train on. Documents are held out for validation by their content, the rest is
- * shuffled, joined end to end and cut; sources are mixed by weights. Nothing is padded, and where every token went is in the log and the facts.
+ * shuffled, then joined end to end and cut, or placed whole where they fit; sources are mixed by weights. Where every token went is in the log and the
+ * facts. Shards are read one at a time to check them, and document by document to pack them: memory is that of one shard and one batch of blocks.
  */
+import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { type DatasetMetadata, openSplitWriter, type Split } from "../data/PackedDataset.ts"
-import { holdOut, interleave, type Share, shareOut, Source, TokenStream } from "../data/Packing.ts"
+import { FilePool, rowsInFile, Source } from "../data/DocumentStore.ts"
+import { HoldOut } from "../data/HoldOut.ts"
+import { BestFitStream, interleave, type Share, shareOut, shareOutBestFit, TokenStream } from "../data/Packing.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { factsOf, readShard, type TokenPolicy, type TokenShardsFacts } from "../data/TokenShards.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
@@ -41,7 +45,8 @@ const commonPolicy = (
 
 const normalised = (
   weights: ReadonlyArray<number>,
-  inputs: number
+  inputs: number,
+  mustBeOne: boolean
 ): Effect.Effect<ReadonlyArray<number>, StageError> => {
   const sum = weights.reduce((total, weight) => total + weight, 0)
   if (weights.length !== inputs)
@@ -49,8 +54,15 @@ const normalised = (
       invalid(`weights has ${weights.length} numbers for ${inputs} inputs`, "give one weight per input, in their order")
     )
   if (sum === 0) return Effect.fail(invalid("all weights are 0", "give at least one input a weight above 0"))
+  if (mustBeOne && !isOne(sum))
+    return Effect.fail(
+      invalid(`weights sum to ${sum}, not to 1`, "correct weights, or set weights_sum: any to have them normalised")
+    )
   return Effect.succeed(weights.map((weight) => weight / sum))
 }
+
+/** Up to rounding of the file's decimals. */
+const isOne = (sum: number): boolean => Math.abs(sum - 1) < 1e-6
 
 const number = (value: number): string => value.toLocaleString("en-US")
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`
@@ -68,12 +80,16 @@ const table = (rows: ReadonlyArray<ReadonlyArray<string>>): ReadonlyArray<string
 }
 
 const accountingTable = (shares: ReadonlyArray<Share>): ReadonlyArray<string> => {
-  const columns = ["documents", "tokens", "train", "validation", "tail", "left_out"] as const
+  const padded = shares.some(({ accounting }) => accounting.padding !== undefined)
+  const columns = [
+    ...(["documents", "tokens", "train", "validation", "tail", "left_out"] as const),
+    ...(padded ? (["padding"] as const) : [])
+  ]
   const rows = shares.map(({ accounting }) => [
     accounting.source,
-    ...columns.map((column) => number(accounting[column]))
+    ...columns.map((column) => number(accounting[column] ?? 0))
   ])
-  const total = ["all", ...columns.map((column) => number(sumOf(shares, ({ accounting }) => accounting[column])))]
+  const total = ["all", ...columns.map((column) => number(sumOf(shares, ({ accounting }) => accounting[column] ?? 0)))]
   return table([
     ["source", ...columns.map((column) => column.replace("_", " "))],
     ...rows,
@@ -88,14 +104,14 @@ const tooShort = (
   weights: ReadonlyArray<number> | undefined
 ): StageError => {
   const tokens = sumOf(sources, (source) => source.tokens)
-  const empty = sources.find((source, s) => (weights?.[s] ?? 0) > 0 && source.tokens - source.tokensHeldOut() <= seqLen)
+  const empty = sources.find((source, s) => (weights?.[s] ?? 0) > 0 && source.tokens - source.tokensHeldOut <= seqLen)
   return empty !== undefined && sources.length > 1
     ? invalid(
-        `${empty.name} has ${number(empty.tokens - empty.tokensHeldOut())} tokens to train on, less than one block of seq_len + 1 = ${number(seqLen + 1)}, so no mixture with it is possible`,
+        `${empty.name} has ${number(empty.tokens - empty.tokensHeldOut)} tokens to train on, less than one block of seq_len + 1 = ${number(seqLen + 1)}, so no mixture with it is possible`,
         "give it weight 0, add text to it, or lower seq_len"
       )
     : invalid(
-        `seq_len ${number(seqLen)} is larger than the data: ${number(tokens)} tokens in all, ${number(sumOf(sources, (source) => source.tokens - source.tokensHeldOut()))} of them to train on`,
+        `seq_len ${number(seqLen)} is larger than the data: ${number(tokens)} tokens in all, ${number(sumOf(sources, (source) => source.tokens - source.tokensHeldOut))} of them to train on`,
         "lower seq_len, add text, or lower validation"
       )
 }
@@ -113,6 +129,22 @@ export const packStage = defineStage({
       change: "identity",
       describe: "share of each input in the train blocks, in any unit; by default all of every input is used",
       default: null
+    }),
+    weights_sum: parameter(Schema.Literals(["any", "one"]), {
+      change: "operational",
+      describe: "any: weights are divided by their sum; one: weights that do not sum to 1 are refused",
+      default: "any"
+    }),
+    packing: parameter(Schema.Literals(["concatenate", "best-fit"]), {
+      change: "identity",
+      describe:
+        "concatenate: documents end to end, cut at block ends, as in TinyLlama; best-fit: documents whole where they fit into a block, the rest of which is padding that is not trained on",
+      default: "concatenate"
+    }),
+    attention_reset: parameter(Schema.Boolean, {
+      change: "identity",
+      describe: "keep where documents begin in each block, so that attention and positions can start anew there",
+      default: false
     }),
     validation: parameter(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0), Schema.isLessThan(1)), {
       change: "identity",
@@ -133,25 +165,46 @@ export const packStage = defineStage({
   modelSeconds: ({ amount }) => secondsOfBytes(amount, PACK_RATE),
 
   run: Effect.fn("pack")(function* (context) {
-    const { seq_len, validation, seed } = context.params
+    const { attention_reset, packing, seq_len, validation, seed } = context.params
     const blockLength = seq_len + 1
     const inputs = yield* Effect.forEach(context.inputs.tokens, (handle) =>
       Effect.map(factsOf(handle), (facts) => ({ handle, name: handle.origin, facts }))
     )
     const policy = yield* commonPolicy(inputs)
     const asked = context.params.weights
-    const weights = asked === null ? undefined : yield* normalised(asked, inputs.length)
+    const weights =
+      asked === null ? undefined : yield* normalised(asked, inputs.length, context.params.weights_sum === "one")
+    const askedSum = sumOf(asked ?? [], (weight) => weight)
+    if (weights !== undefined && !isOne(askedSum))
+      context.log(`weights sum to ${askedSum}: taken as ${weights.map(percent).join(", ")}`)
 
     const stop = Effect.suspend(() =>
       context.stopRequested() ? new Preempted({ message: "stopped while packing; it starts anew" }) : Effect.void
     )
-    const sources = yield* Effect.forEach(inputs, ({ handle, name, facts }) =>
-      Effect.forEach(facts.shards, (shard) => Effect.andThen(stop, readShard(handle, shard, policy))).pipe(
-        Effect.map((parts) => new Source(name, parts.flat()))
-      )
+    const pool = yield* Effect.acquireRelease(
+      Effect.sync(() => new FilePool()),
+      (opened) => Effect.sync(() => opened.close())
     )
-    const added = holdOut(sources, validation, blockLength)
-    const shares = shareOut(sources, weights, blockLength)
+    const sources = inputs.map(({ name }) => new Source(name))
+    const decision = new HoldOut(sources, validation, blockLength)
+    for (const [s, { facts, handle }] of inputs.entries())
+      for (const shard of facts.shards) {
+        yield* stop
+        for (const rows of yield* readShard(handle, shard, policy)) {
+          const before = sources[s]?.documents ?? 0
+          sources[s]?.add(rowsInFile(pool, join(handle.folder, shard.path), rows))
+          for (let row = 0; row < rows.documents; row++)
+            decision.see(s, before + row, rows.tokens.subarray(rows.offsets[row], rows.offsets[row + 1]))
+        }
+      }
+    const added = decision.finish()
+    const bestFit = packing === "best-fit"
+    const shares = bestFit
+      ? yield* Effect.try({
+          try: () => shareOutBestFit(sources, weights, blockLength, seed),
+          catch: fileFailure("the token shards")
+        })
+      : shareOut(sources, weights, blockLength)
     const trainBlocks = sumOf(shares, (share) => share.trainBlocks)
     const validationBlocks = sumOf(shares, (share) => share.validationBlocks)
     if (trainBlocks === 0) {
@@ -172,6 +225,8 @@ export const packStage = defineStage({
     const metadata: DatasetMetadata = {
       ...policy,
       seq_len,
+      ...(bestFit ? { packing } : {}),
+      ...(attention_reset ? { attention_reset } : {}),
       train_blocks: trainBlocks,
       validation_blocks: validationBlocks,
       mixture: shares.map((share, s) => ({
@@ -203,10 +258,20 @@ export const packStage = defineStage({
       const writer = yield* openSplitWriter(context.output("dataset"), split, metadata)
       // the seed orders what is trained on; validation blocks are the same for every seed, so that losses compare
       const streamSeed = split === "train" ? seed : 0
-      const streams = sources.map((source, s) => new TokenStream(source, s, split === "validation", streamSeed))
+      const streams = sources.map((source, s) =>
+        bestFit
+          ? new BestFitStream(source, s, split === "validation", streamSeed, blockLength)
+          : new TokenStream(source, s, split === "validation", streamSeed)
+      )
       let blocks = 0
       for (const s of order) {
-        yield* Effect.try({ try: () => streams[s]?.fill(writer.next()), catch: fileFailure(`${split}.arrow`) })
+        yield* Effect.try({
+          try: () => {
+            const filled = streams[s]?.fill(writer.next())
+            if (filled !== undefined) writer.describe(filled.boundaries, filled.length)
+          },
+          catch: fileFailure(`${split}.arrow`)
+        })
         done += blockLength
         if (++blocks % 1024 === 0) {
           yield* stop
@@ -226,5 +291,5 @@ export const packStage = defineStage({
       `${number(trainBlocks)} train blocks and ${number(validationBlocks)} validation blocks of ${number(blockLength)} tokens`
     )
     return { dataset: { ...metadata, files: { train: train.sha256, validation: held.sha256 } } }
-  })
+  }, Effect.scoped)
 })

@@ -197,7 +197,7 @@ export const tokenizeStage = defineStage({
     })
     const report = (): void => context.progress({ done, total, unit: "bytes" })
 
-    let builder = new ShardBuilder()
+    let builder = new ShardBuilder(policy.vocabulary_size)
     const close = Effect.fnUntraced(function* () {
       const name = shardName(shards.length)
       const shard = yield* writeShard(builder, work, `${name}.part`, policy)
@@ -213,7 +213,7 @@ export const tokenizeStage = defineStage({
         catch: fileFailure(name)
       })
       shards.push(note.shard)
-      builder = new ShardBuilder()
+      builder = new ShardBuilder(policy.vocabulary_size)
       report()
     })
     const take = (item: Item): void => {

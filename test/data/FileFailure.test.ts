@@ -30,7 +30,7 @@ describe("FileFailure", () => {
     Effect.gen(function* () {
       const folder = yield* temporaryFolder
       symlinkSync("/dev/full", join(folder, "shard"))
-      const builder = new ShardBuilder()
+      const builder = new ShardBuilder(policy.vocabulary_size)
       builder.add("a", [1, 2, 3], 3)
       const error = yield* Effect.flip(writeShard(builder, folder, "shard", policy))
       assert.strictEqual(error.failure, "disk-full")

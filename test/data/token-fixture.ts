@@ -28,7 +28,7 @@ export const tokenShards = Effect.fnUntraced(function* (
   const used: TokenPolicy = { ...policy, ...options.policy }
   const shards: Array<TokenShardsFacts["shards"][number]> = []
   for (let first = 0; first < documents.length; first += perShard) {
-    const builder = new ShardBuilder()
+    const builder = new ShardBuilder(used.vocabulary_size)
     for (const [row, tokens] of documents.slice(first, first + perShard).entries())
       builder.add(`document ${first + row} ü`, tokens, tokens.length * 3)
     shards.push(yield* writeShard(builder, folder, shardName(shards.length), used))

@@ -5,7 +5,9 @@ import { tableFromIPC } from "apache-arrow"
 import { Effect, Schema } from "effect"
 import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
 import { openPackedDataset, openSplit, type PackedDataset, PackedDatasetFacts } from "../../src/data/PackedDataset.ts"
-import { holdOut, interleave, mixtureCounts, Source } from "../../src/data/Packing.ts"
+import { rowsInMemory, Source } from "../../src/data/DocumentStore.ts"
+import { holdOut } from "../../src/data/HoldOut.ts"
+import { interleave, mixtureCounts } from "../../src/data/Packing.ts"
 import { packStage } from "../../src/stages/Pack.ts"
 import { tokenShards } from "../data/token-fixture.ts"
 import { runStage } from "./stage-fixture.ts"
@@ -166,16 +168,18 @@ describe("pack", () => {
         )(0)
       )
     )
-    const part = {
+    const part = rowsInMemory({
       documents: 200,
       tokens: Uint16Array.from(texts.flat()),
       offsets,
       bytes: new Uint32Array(200),
       id: String
-    }
+    })
     const sources = [new Source("a", [part]), new Source("b", [part, part])]
     holdOut(sources, 0.2, 4)
-    const [a, b] = sources.map(({ heldOut }) => [...heldOut])
+    const [a, b] = sources.map((source) =>
+      Array.from({ length: source.documents }, (_, i) => (source.isHeldOut(i) ? 1 : 0))
+    )
     assert.deepStrictEqual(b, [...(a ?? []), ...(a ?? [])])
     assert.isTrue((a ?? []).includes(1) && (a ?? []).includes(0))
   })
