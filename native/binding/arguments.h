@@ -49,6 +49,11 @@ inline Napi::Uint8Array uint8_argument(const Napi::Value& value, const std::stri
   return value.As<Napi::Uint8Array>();
 }
 
+inline Napi::Uint32Array uint32_argument(const Napi::Value& value, const std::string& name) {
+  require(value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint32_array, name + " must be a Uint32Array");
+  return value.As<Napi::Uint32Array>();
+}
+
 inline Napi::Int32Array int32_argument(const Napi::Value& value, const std::string& name) {
   require(value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_int32_array, name + " must be an Int32Array");
   return value.As<Napi::Int32Array>();

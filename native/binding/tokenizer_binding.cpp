@@ -1,9 +1,16 @@
 #include "native/binding/tokenizer_binding.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <limits>
 #include <memory>
+#include <variant>
 
-#include "native/tokenizer/encoder.h"
+#include "native/binding/arguments.h"
+#include "native/binding/promise_worker.h"
+#include "native/tokenizer/batch.h"
+#include "native/tokenizer/decoder.h"
+#include "native/tokenizer/sentencepiece_model.h"
 #include "native/tokenizer/utf8.h"
 
 namespace tinyllama {
@@ -17,13 +24,36 @@ std::span<const std::uint8_t> byte_argument(const Napi::CallbackInfo& info) {
   return {array.Data(), array.ElementLength()};
 }
 
-bool flag(const Napi::Object& options, const char* name) { return options.Get(name).ToBoolean(); }
+EncodeOptions options_argument(const Napi::CallbackInfo& info, std::size_t index) {
+  if (info.Length() <= index || !info[index].IsObject()) throw Napi::TypeError::New(info.Env(), "encoding needs options {addBos, addEos, dummyPrefix}");
+  const auto object = info[index].As<Napi::Object>();
+  const auto flag = [&](const char* name) -> bool { return object.Get(name).ToBoolean(); };
+  return {.add_bos = flag("addBos"), .add_eos = flag("addEos"), .dummy_prefix = flag("dummyPrefix")};
+}
+
+Napi::TypedArray typed_array(Napi::ArrayBuffer memory, std::size_t count, std::uint16_t) { return Napi::Uint16Array::New(memory.Env(), count, memory, 0); }
+Napi::TypedArray typed_array(Napi::ArrayBuffer memory, std::size_t count, std::uint32_t) { return Napi::Uint32Array::New(memory.Env(), count, memory, 0); }
+
+// {ids, offsets}, the ids without a copy.
+template <typename Id>
+Napi::Value batch_object(Napi::Env env, EncodedBatch<Id>& batch) {
+  const std::size_t count = batch.ids.size();
+  Napi::ArrayBuffer memory = count == 0 ? Napi::ArrayBuffer::New(env, 0)
+                                        : Napi::ArrayBuffer::New(env, batch.ids.release(), count * sizeof(Id), [](Napi::Env, void* ids) { std::free(ids); });
+  auto offsets = Napi::Uint32Array::New(env, batch.offsets.size());
+  std::copy(batch.offsets.begin(), batch.offsets.end(), offsets.Data());
+  auto result = Napi::Object::New(env);
+  result.Set("ids", typed_array(memory, count, Id{}));
+  result.Set("offsets", offsets);
+  return result;
+}
 
 class TokenizerWrap : public Napi::ObjectWrap<TokenizerWrap> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Tokenizer",
                        {InstanceAccessor<&TokenizerWrap::vocabulary_size>("vocabularySize"), InstanceMethod<&TokenizerWrap::encode>("encode"),
+                        InstanceMethod<&TokenizerWrap::encode_batch>("encodeBatch"),
                         InstanceMethod<&TokenizerWrap::decode>("decode"), InstanceMethod<&TokenizerWrap::first_invalid_utf8>("firstInvalidUtf8")});
   }
 
@@ -43,26 +73,48 @@ class TokenizerWrap : public Napi::ObjectWrap<TokenizerWrap> {
       Napi::HandleScope scope(info.Env());
       pieces.push_back(texts.Get(i).ToString().Utf8Value());
     }
-    encoder_ = std::make_unique<Encoder>(
-        std::make_shared<const Vocabulary>(std::move(pieces), std::vector<float>(scores.Data(), scores.Data() + scores.ElementLength()),
-                                           std::vector<std::uint8_t>(types.Data(), types.Data() + types.ElementLength())));
+    vocabulary_ = std::make_shared<const Vocabulary>(std::move(pieces), std::vector<float>(scores.Data(), scores.Data() + scores.ElementLength()),
+                                                     std::vector<std::uint8_t>(types.Data(), types.Data() + types.ElementLength()));
+    if (vocabulary_->size() <= std::numeric_limits<std::uint16_t>::max() + 1) {
+      encoder_ = std::make_shared<BatchEncoder<std::uint16_t>>(vocabulary_);
+    } else {
+      encoder_ = std::make_shared<BatchEncoder<std::uint32_t>>(vocabulary_);
+    }
   }
 
  private:
   // get vocabularySize(): number
-  Napi::Value vocabulary_size(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), encoder_->vocabulary().size()); }
+  Napi::Value vocabulary_size(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), vocabulary_->size()); }
 
   // encode(document: Uint8Array, options: EncodeOptions): Int32Array
   Napi::Value encode(const Napi::CallbackInfo& info) {
     const auto document = byte_argument(info);
-    if (info.Length() < 2 || !info[1].IsObject()) throw Napi::TypeError::New(info.Env(), "encode needs options {addBos, addEos, dummyPrefix}");
-    const auto object = info[1].As<Napi::Object>();
-    const EncodeOptions options{
-        .add_bos = flag(object, "addBos"), .add_eos = flag(object, "addEos"), .dummy_prefix = flag(object, "dummyPrefix")};
-    const auto ids = encoder_->encode(document, options);
+    const EncodeOptions options = options_argument(info, 1);
+    const auto ids = std::visit([&](const auto& encoder) { return encoder->encode(document, options); }, encoder_);
     auto result = Napi::Int32Array::New(info.Env(), ids.size());
     std::copy(ids.begin(), ids.end(), result.Data());
     return result;
+  }
+
+  // encodeBatch(text: Uint8Array, offsets: Uint32Array, options: EncodeOptions, threads: number): Promise<EncodedBatch>
+  Napi::Value encode_batch(const Napi::CallbackInfo& info) {
+    const auto text = byte_argument(info);
+    const auto offsets = uint32_argument(info[1], "offsets");
+    const EncodeOptions options = options_argument(info, 2);
+    const std::int64_t threads = integer_argument(info[3], "threads");
+    require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+    // Both arrays stay where they are, and alive, until the promise settles.
+    auto held = std::make_shared<Napi::ObjectReference>(Napi::Persistent(Napi::Object::New(info.Env())));
+    held->Set("text", info[0]);
+    held->Set("offsets", info[1]);
+    const std::span<const std::uint32_t> starts{offsets.Data(), offsets.ElementLength()};
+    return std::visit(
+        [&]<typename Id>(const std::shared_ptr<BatchEncoder<Id>>& encoder) -> Napi::Value {
+          return run_async<EncodedBatch<Id>>(
+              info.Env(), "encodeBatch", [=] { return encoder->encode(text, starts, options, static_cast<int>(threads)); },
+              [held](Napi::Env env, EncodedBatch<Id>& batch) { return batch_object(env, batch); });
+        },
+        encoder_);
   }
 
   // decode(ids: Int32Array): Uint8Array
@@ -70,7 +122,7 @@ class TokenizerWrap : public Napi::ObjectWrap<TokenizerWrap> {
     const bool is_ids = info.Length() > 0 && info[0].IsTypedArray() && info[0].As<Napi::TypedArray>().TypedArrayType() == napi_int32_array;
     if (!is_ids) throw Napi::TypeError::New(info.Env(), "the ids must be an Int32Array");
     const auto ids = info[0].As<Napi::Int32Array>();
-    const auto text = tinyllama::decode(encoder_->vocabulary(), {ids.Data(), ids.ElementLength()});
+    const auto text = tinyllama::decode(*vocabulary_, {ids.Data(), ids.ElementLength()});
     auto result = Napi::Uint8Array::New(info.Env(), text.size());
     std::copy(text.begin(), text.end(), result.Data());
     return result;
@@ -81,11 +133,36 @@ class TokenizerWrap : public Napi::ObjectWrap<TokenizerWrap> {
     return Napi::Number::New(info.Env(), static_cast<double>(tinyllama::first_invalid_utf8(byte_argument(info))));
   }
 
-  std::unique_ptr<Encoder> encoder_;
+  std::shared_ptr<const Vocabulary> vocabulary_;
+  std::variant<std::shared_ptr<BatchEncoder<std::uint16_t>>, std::shared_ptr<BatchEncoder<std::uint32_t>>> encoder_;
 };
+
+// readSentencePieceModel(file: Uint8Array): {pieces, scores, types, addDummyPrefix}
+Napi::Value read_model(const Napi::CallbackInfo& info) {
+  const SentencePieceModel model = read_sentencepiece_model(byte_argument(info));
+  const Napi::Env env = info.Env();
+  auto pieces = Napi::Array::New(env, model.pieces.size());
+  for (std::uint32_t id = 0; id < pieces.Length(); ++id) {
+    Napi::HandleScope scope(env);
+    pieces.Set(id, Napi::String::New(env, model.pieces[id]));
+  }
+  auto scores = Napi::Float32Array::New(env, model.scores.size());
+  std::copy(model.scores.begin(), model.scores.end(), scores.Data());
+  auto types = Napi::Uint8Array::New(env, model.types.size());
+  std::copy(model.types.begin(), model.types.end(), types.Data());
+  auto result = Napi::Object::New(env);
+  result.Set("pieces", pieces);
+  result.Set("scores", scores);
+  result.Set("types", types);
+  result.Set("addDummyPrefix", Napi::Boolean::New(env, model.add_dummy_prefix));
+  return result;
+}
 
 }  // namespace
 
-void register_tokenizer(Napi::Env env, Napi::Object exports) { exports.Set("Tokenizer", TokenizerWrap::define(env)); }
+void register_tokenizer(Napi::Env env, Napi::Object exports) {
+  exports.Set("Tokenizer", TokenizerWrap::define(env));
+  exports.Set("readSentencePieceModel", Napi::Function::New<&read_model>(env, "readSentencePieceModel"));
+}
 
 }  // namespace tinyllama

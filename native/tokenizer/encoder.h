@@ -1,12 +1,18 @@
-// Text to ids and back, with the exact semantics of SentencePiece BPE without a normalizer or pre-tokenizer.
+// Text to ids, with the exact semantics of SentencePiece BPE without a normalizer or pre-tokenizer.
+//
+// The text is cut wherever no piece spans the boundary (Vocabulary::joined); what lies between two cuts, a word, is encoded by itself, and most
+// words are found in a cache.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
+#include "native/tokenizer/id_buffer.h"
+#include "native/tokenizer/scan.h"
 #include "native/tokenizer/vocabulary.h"
+#include "native/tokenizer/word_cache.h"
 
 namespace tinyllama {
 
@@ -16,39 +22,54 @@ struct EncodeOptions {
   bool dummy_prefix = true;  // one ▁ in front of a text that is not empty
 };
 
-// Bytes of the text of `ids`: ▁ as a space, without the one leading space that the dummy prefix gave; control pieces are nothing, the unknown piece
-// is " ⁇ ", byte pieces are read as UTF-8 with U+FFFD for every bad byte. Throws Error for an id outside the vocabulary.
-std::string decode(const Vocabulary& vocabulary, std::span<const std::int32_t> ids);
-
-// One thread's encoder: the shared vocabulary, a cache of recent words, and scratch memory. O(n log n) for any text, linear for real ones.
+// One thread's encoder: the shared vocabulary, a cache of words, and scratch memory of a few kilobytes or, if longer, of the longest word.
+// Id is std::uint16_t or std::uint32_t; the vocabulary's ids must fit.
+template <typename Id>
 class Encoder {
  public:
-  // The cache holds 2^cache_bits words of up to 15 bytes; any size gives the same ids.
-  explicit Encoder(std::shared_ptr<const Vocabulary> vocabulary, int cache_bits = 15);
+  // The cache holds 2^cache_bits words of up to 15 bytes, 32 bytes each; any size gives the same ids.
+  explicit Encoder(std::shared_ptr<const Vocabulary> vocabulary, int cache_bits = 17);
 
   const Vocabulary& vocabulary() const { return *vocabulary_; }
 
-  // Ids of one document of any bytes. Pieces written out in the text ("<s>") are characters like others.
+  // Appends the ids of one document of any bytes. Pieces written out in the text ("<s>") are characters like others.
+  void encode(std::span<const std::uint8_t> document, const EncodeOptions& options, IdBuffer<Id>& ids);
+
+  // The same as numbers that JavaScript has an array for.
   std::vector<std::int32_t> encode(std::span<const std::uint8_t> document, const EncodeOptions& options);
 
  private:
-  static constexpr std::size_t cached_ids = 7;
-  struct Word {
-    std::uint64_t key[2] = {0, 0};  // the bytes, zero padded, and their number in the last byte; never all zero for a word
-    std::uint32_t count = 0;
-    std::int32_t ids[cached_ids] = {};
-  };
+  using Cache = WordCache<Id>;
 
-  void encode_spaces(std::size_t count);
-  void encode_word(bool space, const std::uint8_t* begin, const std::uint8_t* end);
-  void merge_word(bool space, const std::uint8_t* begin, const std::uint8_t* end);
-  void encode_character(char32_t c);
+  std::uint8_t* text() { return window_.data() + margin; }
+  void resize_window(std::size_t size);
+  std::size_t encode_window(std::size_t& size, bool last, IdBuffer<Id>& ids);
+  void find_cuts(std::size_t& size);
+  bool fix_cuts(std::size_t size);
+  void unwrite_spaces(std::size_t& size);
+  void cut_before_last_spaces(std::size_t words);
+  std::size_t list_words(std::size_t size, bool last);
+  Id* encode_words(std::size_t count, Id* out);
+  Id* encode_missed(std::size_t begin, std::size_t end, const WordKey& key, typename Cache::Set& set, Id* out);
+  Id* encode_word(const std::uint8_t* begin, const std::uint8_t* end, Id* out);
+  Id* encode_character(char32_t c, Id* out) const;
+  Id* encode_spaces(std::size_t count, Id* out) const;
+  Id* give_back_space(std::size_t begin, Id* word, Id* out) const;
+
+  static constexpr std::size_t margin = 64;  // readable bytes in front of and behind the window
 
   std::shared_ptr<const Vocabulary> vocabulary_;
-  std::vector<Word> cache_;
-  int cache_shift_;
-  std::vector<std::int32_t> out_;
+  Scan scan_;
+  bool space_rule_;
+  Cache cache_;
+  std::vector<std::uint8_t> window_;
+  std::size_t window_size_ = 0;
+  std::vector<std::uint64_t> cuts_, spaces_, high_;
+  std::vector<std::uint32_t> words_;  // where each word of the window begins, and where the last one ends
   std::vector<std::int32_t> symbols_;
 };
+
+extern template class Encoder<std::uint16_t>;
+extern template class Encoder<std::uint32_t>;
 
 }  // namespace tinyllama

@@ -1,8 +1,8 @@
 #include "native/tokenizer/merge.h"
 
 #include <algorithm>
-#include <array>
 #include <functional>
+#include <limits>
 
 #include "native/core/error.h"
 
@@ -10,33 +10,71 @@ namespace tinyllama {
 
 namespace {
 
-constexpr std::size_t short_word = 32;  // up to here the scan for the best rank beats the heap
+constexpr std::int32_t no_pair = std::numeric_limits<std::int32_t>::max();
+constexpr std::size_t lanes = 8;  // the search for the best pair reads this many at a time
 
-void merge_short(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols) {
-  std::array<Merge, short_word> merges;  // of symbol i with its right neighbour
-  std::size_t n = symbols.size();
-  for (std::size_t i = 0; i + 1 < n; ++i) merges[i] = vocabulary.merge(symbols[i], symbols[i + 1]);
-  while (n > 1) {
-    std::size_t best = 0;
-    for (std::size_t i = 1; i + 1 < n; ++i) {
-      if (merges[i].rank < merges[best].rank) best = i;
-    }
-    if (merges[best].rank == no_rank) break;
-    symbols[best] = merges[best].id;
-    for (std::size_t i = best + 1; i + 1 < n; ++i) {
-      symbols[i] = symbols[i + 1];
-      merges[i] = merges[i + 1];
-    }
-    --n;
-    if (best > 0) merges[best - 1] = vocabulary.merge(symbols[best - 1], symbols[best]);
-    if (best + 1 < n) merges[best] = vocabulary.merge(symbols[best], symbols[best + 1]);
+// The best pair is the smallest of rank << 6 | position: the best rank, the leftmost of equals.
+std::int32_t best_pair(const std::int32_t* keys, std::size_t groups) {
+  std::array<std::int32_t, lanes> best;
+  for (std::size_t lane = 0; lane < lanes; ++lane) best[lane] = keys[lane];
+  for (std::size_t group = 1; group < groups; ++group) {
+    keys += lanes;
+    for (std::size_t lane = 0; lane < lanes; ++lane) best[lane] = keys[lane] < best[lane] ? keys[lane] : best[lane];
   }
-  symbols.resize(n);
+  return *std::min_element(best.begin(), best.end());
+}
+
+// Whether the text of two tokens becomes these two tokens again when it is encoded alone: symbols [left, seam) and [seam, end).
+//
+// Why that makes a seam right: let X and Y be encodings of two texts, x the last token of X and y the first of Y, and let the text of x and y
+// encode to x, y. Then the whole text encodes to X, Y. For suppose the first merge across the seam joined a and b, at a moment when it was
+// better than all other pairs. Until then X and Y grew as they do alone, and so did x and y inside them, each time by the better of their next
+// merges; when only x and y are encoded they pass through the same state, and there a and b are the best pair too, and would have been joined.
+bool seam_holds(const Vocabulary& vocabulary, const std::int32_t* symbols, std::size_t left, std::size_t seam, std::size_t end) {
+  if (end - left > MergedWindow::capacity) return false;
+  MergedWindow merged;
+  merge_window(vocabulary, symbols + left, end - left, merged);
+  return merged.count == 2 && merged.starts[1] == seam - left;
+}
+
+// False when too many seams failed; then `symbols` is as it was. Windows overlap: the tokens at the end of one are dropped, because a token that
+// is cut off by the window's end is rarely the right one.
+bool merge_by_windows(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols) {
+  constexpr std::size_t overlap = 12;
+  const std::size_t n = symbols.size();
+  std::vector<std::int32_t> ids;
+  std::vector<std::size_t> starts;
+  std::size_t failures_left = 16 + n / 256;
+  MergedWindow window;
+  for (std::size_t at = 0; at < n;) {
+    const std::size_t length = std::min(n - at, MergedWindow::capacity);
+    merge_window(vocabulary, symbols.data() + at, length, window);
+    const std::size_t first_end = window.count > 1 ? window.starts[1] : length;
+    if (!ids.empty() && !seam_holds(vocabulary, symbols.data(), starts.back(), at, at + first_end)) {
+      if (failures_left-- == 0) return false;
+      at = starts.back();
+      ids.pop_back();
+      starts.pop_back();
+      continue;
+    }
+    std::size_t kept = window.count;
+    if (at + length < n) {
+      while (kept > 1 && window.starts[kept - 1] > length - overlap) --kept;  // the last token that is kept ends before the overlap …
+      if (kept > 1) --kept;
+    }
+    for (std::size_t i = 0; i < kept; ++i) {
+      ids.push_back(window.ids[i]);
+      starts.push_back(at + window.starts[i]);
+    }
+    at += kept < window.count ? window.starts[kept] : length;
+  }
+  symbols = std::move(ids);
+  return true;
 }
 
 // A linked list of symbols, and a heap of (rank, position of the left symbol). A heap entry is good while the pair at its position still has that rank:
 // merged-away symbols and changed pairs leave entries behind that no longer match.
-void merge_long(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols) {
+void merge_by_heap(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols) {
   require(symbols.size() < no_rank, "a word of 4 GB without a place to cut it is too long");
   const auto n = static_cast<std::uint32_t>(symbols.size());
   struct Node {
@@ -80,12 +118,57 @@ void merge_long(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols
 
 }  // namespace
 
-void merge_symbols(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols) {
-  if (symbols.size() <= short_word) {
-    merge_short(vocabulary, symbols);
-  } else {
-    merge_long(vocabulary, symbols);
+void merge_window(const Vocabulary& vocabulary, const std::int32_t* symbols, std::size_t count, MergedWindow& merged) {
+  constexpr std::size_t capacity = MergedWindow::capacity;
+  alignas(64) std::array<std::int32_t, capacity> keys;  // of the pair that starts at this symbol; no_pair also for symbols merged away
+  std::array<std::int32_t, capacity> results;           // of that pair
+  std::array<std::int32_t, capacity> ids;
+  std::array<std::uint8_t, capacity> next, previous;
+  const std::size_t groups = (count + lanes - 1) / lanes;
+  const auto pair_up = [&](std::size_t at, std::size_t with) {
+    const Merge merge = vocabulary.merge(ids[at], ids[with]);
+    keys[at] = merge.rank == no_rank ? no_pair : static_cast<std::int32_t>(merge.rank << 6 | at);
+    results[at] = merge.id;
+  };
+  for (std::size_t i = 0; i < count; ++i) {
+    ids[i] = symbols[i];
+    next[i] = static_cast<std::uint8_t>(i + 1);
+    previous[i] = static_cast<std::uint8_t>(i - 1);
+    if (i > 0) pair_up(i - 1, i);
   }
+  for (std::size_t i = count - 1; i < groups * lanes; ++i) keys[i] = no_pair;
+  for (;;) {
+    const std::int32_t best = best_pair(keys.data(), groups);
+    if (best == no_pair) break;
+    const std::size_t at = best & 63;
+    const std::size_t gone = next[at], after = next[gone];
+    ids[at] = results[at];
+    keys[gone] = no_pair;
+    next[at] = static_cast<std::uint8_t>(after);
+    if (after < count) {
+      previous[after] = static_cast<std::uint8_t>(at);
+      pair_up(at, after);
+    } else {
+      keys[at] = no_pair;
+    }
+    if (at > 0) pair_up(previous[at], at);
+  }
+  merged.count = 0;
+  for (std::size_t i = 0; i < count; i = next[i]) {
+    merged.ids[merged.count] = ids[i];
+    merged.starts[merged.count++] = static_cast<std::uint8_t>(i);
+  }
+}
+
+void merge_symbols(const Vocabulary& vocabulary, std::vector<std::int32_t>& symbols) {
+  if (symbols.empty()) return;
+  if (symbols.size() > MergedWindow::capacity) {
+    if (!merge_by_windows(vocabulary, symbols)) merge_by_heap(vocabulary, symbols);
+    return;
+  }
+  MergedWindow merged;
+  merge_window(vocabulary, symbols.data(), symbols.size(), merged);
+  symbols.assign(merged.ids.begin(), merged.ids.begin() + static_cast<std::ptrdiff_t>(merged.count));
 }
 
 }  // namespace tinyllama

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <bitset>
+#include <cmath>
 #include <numeric>
 #include <string_view>
 #include <unordered_map>
@@ -29,6 +31,8 @@ Vocabulary::Vocabulary(std::vector<std::string> pieces, const std::vector<float>
     : pieces_(std::move(pieces)), byte_values_(pieces_.size(), 0) {
   require(!pieces_.empty() && scores.size() == pieces_.size() && types.size() == pieces_.size(),
           "a vocabulary needs as many scores and types as pieces, and at least one piece");
+  require(pieces_.size() < (std::size_t{1} << id_bits), "a vocabulary of " + std::to_string(pieces_.size()) + " pieces is too large; the limit is 2^21 - 1");
+  for (std::size_t id = 0; id < scores.size(); ++id) require(std::isfinite(scores[id]), "the score of piece " + std::to_string(id) + " is not a number");
   for (std::size_t id = 0; id < types.size(); ++id) {
     const auto type = static_cast<PieceType>(types[id]);
     require(type == PieceType::normal || type == PieceType::unknown || type == PieceType::control || type == PieceType::byte,
@@ -45,6 +49,7 @@ Vocabulary::Vocabulary(std::vector<std::string> pieces, const std::vector<float>
   build_characters(texts);
   build_merges(texts, scores);
   build_pairs(texts);
+  build_ascii_pairs(texts);
   find_space_runs(texts, scores);
 }
 
@@ -67,16 +72,16 @@ void Vocabulary::read_special_pieces() {
 }
 
 void Vocabulary::build_characters(const std::vector<std::u32string>& texts) {
-  character_pages_.emplace_back().fill(no_id);
+  character_pages_.emplace_back();
   for (std::int32_t id = 0; id < size(); ++id) {
     const std::u32string& text = texts[static_cast<std::size_t>(id)];
     if (text.size() != 1) continue;
     std::uint16_t& page = page_of_[text[0] >> 8];
     if (page == 0) {
       page = static_cast<std::uint16_t>(character_pages_.size());
-      character_pages_.emplace_back().fill(no_id);
+      character_pages_.emplace_back();
     }
-    character_pages_[page][text[0] & 0xFF] = id;
+    character_pages_[page][text[0] & 0xFF] = static_cast<std::uint32_t>(id) + 1;
   }
   for (std::size_t id = 0; id < texts.size(); ++id) {
     for (const char32_t c : texts[id]) {
@@ -96,25 +101,27 @@ void Vocabulary::build_merges(const std::vector<std::u32string>& texts, const st
   std::stable_sort(by_score.begin(), by_score.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
 
   // Every symbol that merging can meet is a normal piece, so the pairs of normal pieces whose concatenation is one are all the merges.
-  std::vector<std::pair<std::uint64_t, Merge>> found;
+  std::vector<std::uint64_t> found;
+  ranks_.assign(pieces_.size(), no_rank);
   std::uint32_t rank = 0;
   for (std::size_t i = 0; i < by_score.size(); ++i) {
     const std::size_t id = by_score[i];
     if (i > 0 && scores[id] != scores[by_score[i - 1]]) ++rank;
+    ranks_[id] = rank;
     const std::u32string_view text = texts[id];
     for (std::size_t cut = 1; cut < text.size(); ++cut) {
       const auto left = ids.find(text.substr(0, cut));
       const auto right = ids.find(text.substr(cut));
       if (left == ids.end() || right == ids.end()) continue;
-      found.emplace_back(merge_key(left->second, right->second), Merge{rank, static_cast<std::int32_t>(id)});
+      found.push_back(merge_key(left->second, right->second) << id_bits | id);
     }
   }
   merge_shift_ = table_shift(found.size());
-  merges_.resize(table_size(merge_shift_));
-  for (const auto& [key, merge] : found) {
-    std::size_t slot = hash(key) >> merge_shift_;
-    while (merges_[slot].key != empty_key) slot = (slot + 1) & (merges_.size() - 1);
-    merges_[slot] = {key, merge};
+  merges_.assign(table_size(merge_shift_), empty_key);
+  for (const std::uint64_t merge : found) {
+    std::size_t slot = hash(merge >> id_bits) >> merge_shift_;
+    while (merges_[slot] != empty_key) slot = (slot + 1) & (merges_.size() - 1);
+    merges_[slot] = merge;
   }
 }
 
@@ -123,7 +130,8 @@ void Vocabulary::build_pairs(const std::vector<std::u32string>& texts) {
   for (const std::u32string& text : texts) {
     for (std::size_t i = 1; i < text.size(); ++i) {
       found.insert(static_cast<std::uint64_t>(text[i - 1]) << 32 | text[i]);
-      if ((text[i - 1] | text[i]) < 128) ascii_joined_[text[i - 1] << 7 | text[i]] = true;
+      character_pages_[page_of_[text[i - 1] >> 8]][text[i - 1] & 0xFF] |= joins_right;
+      character_pages_[page_of_[text[i] >> 8]][text[i] & 0xFF] |= joins_left;
     }
   }
   pair_shift_ = table_shift(found.size());
@@ -132,6 +140,58 @@ void Vocabulary::build_pairs(const std::vector<std::u32string>& texts) {
     std::size_t slot = hash(key) >> pair_shift_;
     while (pairs_[slot] != empty_key) slot = (slot + 1) & (pairs_.size() - 1);
     pairs_[slot] = key;
+  }
+}
+
+// Groups the left characters into eight, so that a group's right neighbours are as nearly as possible those of each of its characters: starts from one
+// group for each set of neighbours and joins the two groups that lose the fewest cuts, weighted by how often pieces hold the characters.
+void Vocabulary::build_ascii_pairs(const std::vector<std::u32string>& texts) {
+  struct Group {
+    std::bitset<128> members, neighbours;
+  };
+  std::array<std::bitset<128>, 128> neighbours;
+  std::array<double, 128> frequency{};
+  const auto ascii = [](char32_t c) { return c == space_symbol ? U' ' : c; };
+  for (const std::u32string& text : texts) {
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const char32_t c = ascii(text[i]);
+      if (c >= 128) continue;
+      frequency[c] += 1;
+      if (i > 0 && ascii(text[i - 1]) < 128) neighbours[ascii(text[i - 1])].set(c);
+    }
+  }
+  const auto weight = [&](const std::bitset<128>& characters) {
+    double sum = 0;
+    for (std::size_t c = 0; c < 128; ++c) sum += characters[c] ? frequency[c] : 0;
+    return sum;
+  };
+  std::vector<Group> groups;
+  for (std::size_t c = 0; c < 128; ++c) {
+    if (neighbours[c].none()) continue;
+    const auto same = std::find_if(groups.begin(), groups.end(), [&](const Group& group) { return group.neighbours == neighbours[c]; });
+    Group& group = same == groups.end() ? groups.emplace_back(Group{{}, neighbours[c]}) : *same;
+    group.members.set(c);
+  }
+  while (groups.size() > 8) {
+    std::size_t best_a = 0, best_b = 1;
+    double best_cost = -1;
+    for (std::size_t a = 0; a < groups.size(); ++a) {
+      for (std::size_t b = a + 1; b < groups.size(); ++b) {
+        const auto both = groups[a].neighbours | groups[b].neighbours;
+        const double cost =
+            weight(groups[a].members) * weight(both & ~groups[a].neighbours) + weight(groups[b].members) * weight(both & ~groups[b].neighbours);
+        if (best_cost < 0 || cost < best_cost) best_a = a, best_b = b, best_cost = cost;
+      }
+    }
+    groups[best_a].members |= groups[best_b].members;
+    groups[best_a].neighbours |= groups[best_b].neighbours;
+    groups.erase(groups.begin() + static_cast<std::ptrdiff_t>(best_b));
+  }
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    for (std::size_t c = 0; c < 128; ++c) {
+      if (groups[group].members[c]) ascii_pairs_.left[c] |= static_cast<std::uint8_t>(1 << group);
+      if (groups[group].neighbours[c]) ascii_pairs_.right[c] |= static_cast<std::uint8_t>(1 << group);
+    }
   }
 }
 

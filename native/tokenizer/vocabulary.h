@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "native/tokenizer/scan.h"
+
 namespace tinyllama {
 
 // SentencePiece's ModelProto.SentencePiece.Type; other types (user defined, unused) are refused.
@@ -38,23 +40,24 @@ class Vocabulary {
   std::uint8_t byte_of(std::int32_t id) const { return byte_values_[static_cast<std::size_t>(id)]; }
 
   // Id of the normal piece that is this one character, or no_id.
-  std::int32_t character_id(char32_t c) const {
-    return character_pages_[page_of_[c >> 8]][c & 0xFF];
-  }
+  std::int32_t character_id(char32_t c) const { return static_cast<std::int32_t>(character(c) & character_mask) - 1; }
 
   // The merge of two pieces; rank no_rank when their concatenation is no normal piece.
   Merge merge(std::int32_t left, std::int32_t right) const {
     const std::uint64_t key = merge_key(left, right);
     for (std::size_t slot = hash(key) >> merge_shift_;; slot = (slot + 1) & (merges_.size() - 1)) {
-      if (merges_[slot].key == key) return merges_[slot].merge;
-      if (merges_[slot].key == empty_key) return {};
+      if (merges_[slot] >> id_bits == key) {
+        const auto id = static_cast<std::int32_t>(merges_[slot] & id_mask);
+        return {ranks_[static_cast<std::size_t>(id)], id};
+      }
+      if (merges_[slot] == empty_key) return {};
     }
   }
 
   // False when no normal piece holds these two characters side by side: then no merge ever crosses the boundary between them, the ids on
   // either side do not depend on the other, and the text may be cut there.
   bool joined(char32_t left, char32_t right) const {
-    if ((left | right) < 128) return ascii_joined_[left << 7 | right];
+    if ((character(left) & joins_right) == 0 || (character(right) & joins_left) == 0) return false;
     const std::uint64_t key = static_cast<std::uint64_t>(left) << 32 | right;
     for (std::size_t slot = hash(key) >> pair_shift_;; slot = (slot + 1) & (pairs_.size() - 1)) {
       if (pairs_[slot] == key) return true;
@@ -62,19 +65,29 @@ class Vocabulary {
     }
   }
 
+  // Whether every text may be cut in front of and behind a line feed.
+  bool line_feed_is_wall() const { return (character(U'\n') & (joins_left | joins_right)) == 0; }
+
+  // The same of ASCII characters, for scanning.
+  const AsciiPairs& ascii_pairs() const { return ascii_pairs_; }
+
   // The ▁-run rule (see find_space_runs): space_run(n) is the id of n times ▁ for 1 <= n <= longest_space_run(). 0: the rule does not hold.
   int longest_space_run() const { return static_cast<int>(space_runs_.size()); }
   std::int32_t space_run(int length) const { return space_runs_[static_cast<std::size_t>(length) - 1]; }
 
  private:
   static constexpr std::uint64_t empty_key = ~std::uint64_t{0};
-  struct MergeSlot {
-    std::uint64_t key = empty_key;
-    Merge merge;
-  };
+  static constexpr int id_bits = 21;  // a merge is left, right and result in 63 bits
+  static constexpr std::uint64_t id_mask = (std::uint64_t{1} << id_bits) - 1;
+  static constexpr std::uint32_t joins_left = std::uint32_t{1} << 31;  // some piece has another character in front of this one
+  static constexpr std::uint32_t joins_right = std::uint32_t{1} << 30;
+  static constexpr std::uint32_t character_mask = joins_right - 1;
+
+  // The character's id + 1, or 0, and the bits above; 0 for values that are no characters.
+  std::uint32_t character(char32_t c) const { return character_pages_[page_of_[c >> 8]][c & 0xFF]; }
 
   static std::uint64_t merge_key(std::int32_t left, std::int32_t right) {
-    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
+    return static_cast<std::uint64_t>(left) << id_bits | static_cast<std::uint64_t>(right);
   }
   static std::uint64_t hash(std::uint64_t key) {  // the top bits are the good ones
     key ^= key >> 29;
@@ -85,6 +98,7 @@ class Vocabulary {
   void build_characters(const std::vector<std::u32string>& texts);
   void build_merges(const std::vector<std::u32string>& texts, const std::vector<float>& scores);
   void build_pairs(const std::vector<std::u32string>& texts);
+  void build_ascii_pairs(const std::vector<std::u32string>& texts);
   void find_space_runs(const std::vector<std::u32string>& texts, const std::vector<float>& scores);
 
   std::vector<std::string> pieces_;
@@ -94,10 +108,11 @@ class Vocabulary {
   std::int32_t bos_ = no_id;
   std::int32_t eos_ = no_id;
   std::array<std::uint16_t, 0x1100> page_of_{};  // of 256 code points each; page 0 is empty
-  std::vector<std::array<std::int32_t, 256>> character_pages_;
-  std::vector<MergeSlot> merges_;  // open addressing, a power of two, at most half full
+  std::vector<std::array<std::uint32_t, 256>> character_pages_;
+  std::vector<std::uint64_t> merges_;  // open addressing, a power of two, at most half full
   int merge_shift_ = 0;
-  std::array<bool, 128 * 128> ascii_joined_{};
+  std::vector<std::uint32_t> ranks_;  // of a piece as the result of a merge
+  AsciiPairs ascii_pairs_;
   std::vector<std::uint64_t> pairs_;  // likewise
   int pair_shift_ = 0;
   std::vector<std::int32_t> space_runs_;

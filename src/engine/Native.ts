@@ -74,10 +74,21 @@ export interface EncodeOptions {
   readonly dummyPrefix: boolean
 }
 
+/** Document i has ids [offsets[i], offsets[i + 1]). 16 bits where the vocabulary has at most 65,536 pieces. */
+export interface EncodedBatch {
+  readonly ids: Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>
+  readonly offsets: Uint32Array<ArrayBuffer>
+}
+
 export interface NativeTokenizer {
   readonly vocabularySize: number
   /** Ids of one document. Bytes in, never JavaScript strings; invalid UTF-8 becomes U+FFFD byte by byte, as SentencePiece does. */
   encode(document: Uint8Array, options: EncodeOptions): Int32Array
+  /**
+   * Ids of many documents on `threads` threads, off the JavaScript thread: document i is text [offsets[i], offsets[i + 1]). Nothing is copied, so
+   * neither array may change before the promise settles. Long documents are cut behind line feeds; the ids are the same on any number of threads.
+   */
+  encodeBatch(text: Uint8Array, offsets: Uint32Array, options: EncodeOptions, threads: number): Promise<EncodedBatch>
   /** Bytes of the text, as SentencePiece decodes. Ids outside the vocabulary throw. */
   decode(ids: Int32Array): Uint8Array
   /** Offset of the first byte that is not valid UTF-8, or -1. */
@@ -111,6 +122,8 @@ export interface Native {
   textHash(bytes: Uint8Array, seed: number): number
   /** Characters of valid UTF-8. */
   countCharacters(text: Uint8Array): number
+  /** The vocabulary of a tokenizer.model. Throws an Error for what is none, and for a model that would be encoded otherwise. */
+  readSentencePieceModel(file: Uint8Array): Vocabulary & { readonly addDummyPrefix: boolean }
   /** Blocks of ggml's format for `type`; rows of `columns` elements (a multiple of 32 for Q8_0 and Q4_0). */
   quantize(type: "F16" | "Q8_0" | "Q4_0", values: Float32Array, columns: number): Promise<Uint8Array>
   /** GFLOP/s of a register-only fp32 FMA loop on `threads` threads. */

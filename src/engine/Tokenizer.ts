@@ -16,6 +16,15 @@ export interface Tokenizer {
    * characters. Bytes that are not UTF-8 become U+FFFD one by one; ask firstInvalidUtf8 before where that is not wanted.
    */
   readonly encode: (document: Uint8Array, options?: Partial<Native.EncodeOptions>) => Int32Array
+  /**
+   * Ids of many documents at once: document i is text [offsets[i], offsets[i + 1]). Off the JavaScript thread, without copying the text; neither array
+   * may change before the effect ends. The ids do not depend on `threads`.
+   */
+  readonly encodeBatch: (
+    text: Uint8Array,
+    offsets: Uint32Array,
+    options: Partial<Native.EncodeOptions> & { readonly threads: number }
+  ) => Effect.Effect<Native.EncodedBatch>
   /** UTF-8 bytes of the text. Throws an Error for an id outside the vocabulary. */
   readonly decode: (ids: Int32Array | ReadonlyArray<number>) => Uint8Array
   /** Offset of the first byte that is not valid UTF-8, or -1. */
@@ -40,6 +49,8 @@ const make = Effect.fn("Tokenizer.make")(function* (name: TokenizerName) {
     eos: vocabulary.eos,
     encode: (document, { addBos = false, addEos = false, dummyPrefix = true } = {}) =>
       native.encode(document, { addBos, addEos, dummyPrefix }),
+    encodeBatch: (text, offsets, { addBos = false, addEos = false, dummyPrefix = true, threads }) =>
+      Effect.promise(() => native.encodeBatch(text, offsets, { addBos, addEos, dummyPrefix }, threads)),
     decode: (ids) => native.decode(ids instanceof Int32Array ? ids : Int32Array.from(ids)),
     firstInvalidUtf8: (document) => native.firstInvalidUtf8(document)
   }

@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Cause, Effect, Exit } from "effect"
 import { loadTokenizer } from "../../src/engine/Tokenizer.ts"
 
 interface Golden {
@@ -19,6 +19,11 @@ const golden = readFileSync(new URL("../oracle/tokenizer/golden.jsonl", import.m
 
 const utf8 = (text: string) => new TextEncoder().encode(text)
 const textOf = (bytes: Uint8Array) => new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes)
+
+const bytesOf = (ids: Uint16Array | Uint32Array, offsets: Uint32Array, document: number) => {
+  const part = ids.subarray(offsets[document], offsets[document + 1])
+  return Buffer.from(part.buffer, part.byteOffset, part.byteLength)
+}
 
 describe("Tokenizer", () => {
   it.effect("gives SentencePiece's ids for every golden document", () =>
@@ -83,6 +88,44 @@ describe("Tokenizer", () => {
     Effect.gen(function* () {
       const { encode } = yield* loadTokenizer("llama-2")
       assert.deepStrictEqual([...encode(utf8("xxHello worldxx").subarray(2, 13))], [15043, 3186])
+    })
+  )
+
+  it.effect("encodes many documents at once, on any number of threads, as one by one", () =>
+    Effect.gen(function* () {
+      const { encode, encodeBatch } = yield* loadTokenizer("llama-2")
+      const lines = "  if (a) {\n\n    return é\n".repeat(60_000)
+      const texts = [...golden.map(({ text = "" }) => text), "", lines, "the end"].map(utf8)
+      const offsets = new Uint32Array(texts.length + 1)
+      for (const [i, text] of texts.entries()) offsets[i + 1] = offsets[i]! + text.length
+      const options = { addBos: true, addEos: true }
+      const expected = texts.map((text) => encode(text, options))
+      for (const threads of [1, 2, 5]) {
+        const batch = yield* encodeBatch(Buffer.concat(texts), offsets, { ...options, threads })
+        assert.instanceOf(batch.ids, Uint16Array)
+        assert.strictEqual(batch.offsets.length, texts.length + 1)
+        assert.strictEqual(batch.offsets[texts.length], batch.ids.length)
+        for (const [i, ids] of expected.entries()) {
+          assert.isTrue(
+            Buffer.from(Uint16Array.from(ids).buffer).equals(bytesOf(batch.ids, batch.offsets, i)),
+            `document ${i}`
+          )
+        }
+      }
+      const nothing = yield* encodeBatch(new Uint8Array(), Uint32Array.of(0), { threads: 1 })
+      assert.deepStrictEqual([nothing.ids.length, [...nothing.offsets]], [0, [0]])
+    })
+  )
+
+  it.effect("refuses batches whose offsets leave the text, descend, or are none", () =>
+    Effect.gen(function* () {
+      const { encodeBatch } = yield* loadTokenizer("llama-2")
+      for (const offsets of [[0, 6], [3, 2], []]) {
+        const exit = yield* Effect.exit(encodeBatch(utf8("text"), Uint32Array.from(offsets), { threads: 1 }))
+        assert.match(String(Exit.isFailure(exit) && Cause.squash(exit.cause)), /the offsets of a batch/u)
+      }
+      const exit = yield* Effect.exit(encodeBatch(utf8("text"), Uint32Array.of(0, 4), { threads: 0 }))
+      assert.match(String(Exit.isFailure(exit) && Cause.squash(exit.cause)), /threads/u)
     })
   )
 

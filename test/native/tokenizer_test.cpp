@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "native/core/error.h"
+#include "native/tokenizer/decoder.h"
 #include "native/tokenizer/encoder.h"
 #include "native/tokenizer/utf8.h"
 
@@ -129,8 +130,8 @@ void fuzz(const std::string& name, const Pieces& pieces, int rounds) {
     if (pieces.types[id] == 1) ids[pieces.texts[id]] = static_cast<std::int32_t>(id);
   }
   const auto vocabulary = pieces.vocabulary();
-  Encoder encoder(vocabulary);
-  Encoder tiny_cache(vocabulary, 1);
+  Encoder<std::uint16_t> encoder(vocabulary);
+  Encoder<std::uint32_t> tiny_cache(vocabulary, 1);
   Fuzz source(pieces, 20231);
   for (int round = 0; round < rounds; ++round) {
     const std::string text = source.text();
@@ -226,7 +227,7 @@ void test_bad_vocabularies() {
 }
 
 void test_long_words(const Pieces& pieces) {
-  Encoder encoder(pieces.vocabulary());
+  Encoder<std::uint16_t> encoder(pieces.vocabulary());
   const auto round_trip = [&](const std::string& text, const std::string& name) {
     check(decode(encoder.vocabulary(), encoder.encode(bytes_of(text), {})) == text, "round trip of " + name);
   };
