@@ -147,7 +147,9 @@ export const diskFailure = (error: unknown): StageError | undefined => {
     const path = "pathOrDescriptor" in reason ? String(reason.pathOrDescriptor) : "a file"
     return refusal(errorCode(error), path, error.message)
   }
-  if (!(error instanceof Error) || !("code" in error) || typeof error.code !== "string") return undefined
+  if (!(error instanceof Error)) return undefined
+  // Effect.try wraps what it caught.
+  if (!("code" in error) || typeof error.code !== "string") return diskFailure(error.cause)
   const path = "path" in error && typeof error.path === "string" ? error.path : "a file of this stage"
   return refusal(error.code, path, error.message)
 }
