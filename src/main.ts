@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, Layer, Logger } from "effect"
 import { CliOutput, Command } from "effect/cli"
+import * as PromptFileSystem from "./artifacts/PromptFileSystem.ts"
 import { acceptCommand } from "./cli/commands/accept.ts"
 import { chatCommand } from "./cli/commands/chat.ts"
 import { CommandTree, completionsCommand } from "./cli/commands/completions.ts"
@@ -85,7 +86,7 @@ const preflightRules = Layer.succeed(
 )
 
 const services = Layer.mergeAll(
-  NodeServices.layer,
+  PromptFileSystem.layer.pipe(Layer.provideMerge(NodeServices.layer)),
   registry.layer,
   preflightRules,
   terseUsageErrors,

@@ -12,6 +12,7 @@ import { Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, R
 import { StageError } from "../pipeline/StageType.ts"
 import { type ArtifactHandle, type ArtifactType, type Facts, Manifest } from "./Artifact.ts"
 import { digestOf } from "./CanonicalJson.ts"
+import { shared } from "./SharedSync.ts"
 import {
   createFileAtomic,
   errorCode,
@@ -111,6 +112,8 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const folderOf = (digest: string) => path.join(artifacts, digest)
   const manifestOf = (digest: string) => path.join(artifacts, `${digest}.json`)
   const recordOf = (key: string) => path.join(root, "keys", `${key}.json`)
+  const syncArtifacts = shared(sync(artifacts))
+  const syncKeys = shared(sync(path.join(root, "keys")))
   const workOf = (key: string) => path.join(root, "work", key)
 
   /** undefined when there is no such file. */
@@ -168,7 +171,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     if (typeof manifest === "string") return [manifest.replace(/^its/u, "the")]
     const faults: Array<string> = []
     for (const file of manifest.files) {
-      const actual = yield* Effect.result(hashFile(fs, path.join(folderOf(digest), file.path)))
+      const actual = yield* Effect.result(hashFile(fs, path.join(folderOf(digest), file.path), file.bytes))
       if (Result.isFailure(actual)) {
         const code = errorCode(actual.failure)
         faults.push(code === "ENOENT" ? `${file.path} is missing` : `${file.path} cannot be read (${code})`)
@@ -252,7 +255,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
         )
       )
       if (!moved) continue
-      yield* sync(artifacts)
+      yield* syncArtifacts
       return { aside, moved: true }
     }
   })
@@ -262,7 +265,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     const file = manifestOf(manifest.digest)
     const before = yield* read(manifest.digest)
     if (typeof before !== "string") return before
-    if (yield* createFileAtomic(file, jsonText(manifest))) return undefined
+    if (yield* createFileAtomic(file, jsonText(manifest), syncArtifacts)) return undefined
     const other = yield* read(manifest.digest)
     if (typeof other !== "string") return other
     yield* writeFileAtomic(file, jsonText(manifest))
@@ -294,7 +297,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
         const info = yield* fs.stat(full)
         if (info.type === "Directory") folders.push(full)
         if (info.type !== "File") return []
-        const { bytes, sha256 } = yield* hashFile(fs, full)
+        const { bytes, sha256 } = yield* hashFile(fs, full, Number(info.size))
         yield* sync(full)
         return [{ path: name.split(path.sep).join("/"), bytes, sha256 }]
       },
@@ -307,7 +310,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   }, Effect.provideContext(services))
 
   const commit = (record: KeyRecord) =>
-    writeJsonAtomic(recordOf(record.key), record).pipe(
+    writeFileAtomic(recordOf(record.key), jsonText(record), syncKeys).pipe(
       Effect.mapError(storageFailure(recordOf(record.key))),
       Effect.provideContext(services)
     )
@@ -354,12 +357,22 @@ export const handleOf = (artifact: StoredArtifact, origin: string): ArtifactHand
 const artifactDigest = (type: ArtifactType, files: Manifest["files"], facts: Facts): string =>
   digestOf({ type, files: files.map(({ bytes, path, sha256 }) => ({ path, bytes, sha256 })), facts })
 
+/** Files up to this size are read at once. */
+const smallBytes = 1 << 20
+
 const hashFile = (
   fs: FileSystem.FileSystem,
-  file: string
+  file: string,
+  size?: number
 ): Effect.Effect<{ readonly bytes: number; readonly sha256: string }, PlatformError.PlatformError> =>
   Effect.suspend(() => {
     const hash = createHash("sha256")
+    if (size !== undefined && size <= smallBytes) {
+      return Effect.map(fs.readFile(file), (content) => ({
+        bytes: content.length,
+        sha256: hash.update(content).digest("hex")
+      }))
+    }
     let bytes = 0
     return fs.stream(file, { chunkSize: 1 << 20 }).pipe(
       Stream.runForEach((chunk) =>

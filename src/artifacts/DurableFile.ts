@@ -2,14 +2,10 @@
 import { Clock, Effect, FileSystem, Option, Path, PlatformError } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 import { markEnded, processMark } from "./ProcessIdentity.ts"
-
-const encoder = new TextEncoder()
+import { Durability } from "./PromptFileSystem.ts"
 
 /** fsync of a file, or of a folder: the latter makes renames and new names in it durable. */
-export const sync = Effect.fnUntraced(function* (path: string) {
-  const fs = yield* FileSystem.FileSystem
-  yield* Effect.scoped(Effect.flatMap(fs.open(path, { flag: "r" }), (file) => file.sync))
-})
+export const sync = (path: string) => Effect.flatMap(Durability, (durability) => durability.sync(path))
 
 /** A name beside `target` that no other process uses and that says whose it is: `removeTemporaries` takes it away once its process is gone. */
 export const temporaryName = (target: string): string =>
@@ -50,15 +46,7 @@ const lastChange = Effect.fnUntraced(function* (file: string) {
 export const replaceFile = Effect.fn("replaceFile")(function* (target: string, text: string) {
   const fs = yield* FileSystem.FileSystem
   const temporary = temporaryName(target)
-  const write = fs.writeFileString(temporary, text, { flag: "wx" })
-  yield* write.pipe(
-    Effect.catchIf(
-      (error) => error.reason._tag === "NotFound",
-      () =>
-        Effect.flatMap(Path.Path, (path) => fs.makeDirectory(path.dirname(target), { recursive: true })).pipe(
-          Effect.andThen(write)
-        )
-    ),
+  yield* writeNew(temporary, text).pipe(
     Effect.andThen(fs.rename(temporary, target)),
     Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
   )
@@ -68,37 +56,55 @@ export const replaceFile = Effect.fn("replaceFile")(function* (target: string, t
 const writeDurably = <A, R>(
   target: string,
   text: string,
-  settle: (temporary: string) => Effect.Effect<A, PlatformError.PlatformError, R>
+  settle: (temporary: string) => Effect.Effect<A, PlatformError.PlatformError, R>,
+  syncFolder?: SyncFolder
 ) =>
   Effect.gen(function* () {
     const fs = yield* FileSystem.FileSystem
     const folder = (yield* Path.Path).dirname(target)
-    yield* fs.makeDirectory(folder, { recursive: true })
     const temporary = temporaryName(target)
-    const settled = yield* Effect.scoped(
-      Effect.gen(function* () {
-        const file = yield* fs.open(temporary, { flag: "wx" })
-        yield* file.writeAll(encoder.encode(text))
-        yield* file.sync
-      })
-    ).pipe(
+    const settled = yield* writeNew(temporary, text).pipe(
+      Effect.andThen(sync(temporary)),
       Effect.andThen(settle(temporary)),
       Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
     )
-    yield* sync(folder)
+    yield* syncFolder ?? sync(folder)
     return settled
   })
 
-/** Replaces the file as a whole, or makes it. */
-export const writeFileAtomic = Effect.fn("writeFileAtomic")(function* (target: string, text: string) {
+/** A file that must not be there yet; its folder is made when missing. */
+const writeNew = Effect.fnUntraced(function* (file: string, text: string) {
   const fs = yield* FileSystem.FileSystem
-  yield* writeDurably(target, text, (temporary) => fs.rename(temporary, target))
+  const path = yield* Path.Path
+  const write = fs.writeFileString(file, text, { flag: "wx" })
+  yield* Effect.catchIf(
+    write,
+    (error) => error.reason._tag === "NotFound",
+    () => Effect.andThen(fs.makeDirectory(path.dirname(file), { recursive: true }), write)
+  )
+})
+
+/** How the target's folder is made durable; by an fsync of its own, unless one is shared with others. */
+type SyncFolder = Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem>
+
+/** Replaces the file as a whole, or makes it. */
+export const writeFileAtomic = Effect.fn("writeFileAtomic")(function* (
+  target: string,
+  text: string,
+  syncFolder?: SyncFolder
+) {
+  const fs = yield* FileSystem.FileSystem
+  yield* writeDurably(target, text, (temporary) => fs.rename(temporary, target), syncFolder)
 })
 
 /** Makes the file as a whole. False, and nothing is changed, when it is there already: of several processes one makes it. */
-export const createFileAtomic = Effect.fn("createFileAtomic")(function* (target: string, text: string) {
+export const createFileAtomic = Effect.fn("createFileAtomic")(function* (
+  target: string,
+  text: string,
+  syncFolder?: SyncFolder
+) {
   const fs = yield* FileSystem.FileSystem
-  return yield* writeDurably(target, text, (temporary) =>
+  const settle = (temporary: string) =>
     fs.link(temporary, target).pipe(
       Effect.as(true),
       Effect.catchIf(
@@ -112,7 +118,7 @@ export const createFileAtomic = Effect.fn("createFileAtomic")(function* (target:
         () => Effect.as(fs.rename(temporary, target), true)
       )
     )
-  )
+  return yield* writeDurably(target, text, settle, syncFolder)
 })
 
 const unlinkable: ReadonlySet<string> = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"])

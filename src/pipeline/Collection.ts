@@ -2,11 +2,12 @@
  * What nothing in the store needs any more, found by reachability and removed in an order that a crash may cut anywhere: what refers goes
  * before what it refers to.
  *
- * A run reaches the keys of its stages/<nn-name>/key.json, what these were accepted to be the same as, the outputs of their records and what
+ * A run reaches the keys of its journal and its stages/<nn-name>/key.json, what these were accepted to be the same as, the outputs of their records and what
  * its out/ links point to; while it is not complete, their work folders too. Every run folder counts, tagged, pinned or neither, also one
  * whose run.json is damaged. An acceptance stays while the result that it points to does, so that a decision is not lost before its first run.
  */
 import { Effect, FileSystem, Option, Path, type PlatformError, Runtime, Schema } from "effect"
+import { journalFile } from "./Journal.ts"
 import { Manifest } from "../artifacts/Artifact.ts"
 import { ArtifactStore, KeyRecord } from "../artifacts/ArtifactStore.ts"
 import { errorCode, writeFileAtomic } from "../artifacts/DurableFile.ts"
@@ -138,7 +139,8 @@ const findRoots = Effect.fnUntraced(function* (disk: Disk) {
     for (const stage of yield* disk.names(stages)) {
       const file = disk.join(stages, stage, "key.json")
       const text = yield* disk.text(file)
-      if (text !== undefined) {
+      // An empty one went through a power cut; the journal below knows its key.
+      if (text !== undefined && text !== "") {
         const key = Option.getOrUndefined(decodeKey(text))?.key
         if (key === undefined) return yield* new ReachUnknown({ file, next: restore(run) })
         keys.add(key)
@@ -150,8 +152,13 @@ const findRoots = Effect.fnUntraced(function* (disk: Disk) {
       }
     }
   })
+  const visitJournal = Effect.fnUntraced(function* (run: string) {
+    const text = (yield* disk.text(disk.join(disk.runs, run, journalFile))) ?? ""
+    for (const [, key] of text.matchAll(/"key":"([0-9a-f]{64})"/gu)) if (key !== undefined) keys.add(key)
+  })
   const runs = (yield* disk.names(disk.runs)).filter((name) => runFolderName.test(name))
-  yield* Effect.forEach(runs, visit, { concurrency: 8, discard: true })
+  const visitAll = (run: string) => Effect.andThen(visit(run), visitJournal(run))
+  yield* Effect.forEach(runs, visitAll, { concurrency: 8, discard: true })
   const roots: Roots = { keys, artifacts, unfinished }
   return roots
 })

@@ -4,6 +4,7 @@
  */
 import { Clock, Effect, FileSystem, Option, PubSub, Schema, Semaphore } from "effect"
 import { readContents } from "./JournalReader.ts"
+import { shared } from "../artifacts/SharedSync.ts"
 import { RunEvent, RunEvents } from "./RunEvent.ts"
 
 export const journalFile = "events.jsonl"
@@ -16,12 +17,7 @@ const encoder = new TextEncoder()
 const progressIntervalMillis = 1000
 
 /** Events whose loss would make the journal wrong: on disk before the run goes on. */
-const durable: ReadonlySet<RunEvent["_tag"]> = new Set([
-  "RunStarted",
-  "ArtifactPublished",
-  "StageFinished",
-  "RunFinished"
-])
+const durable: ReadonlySet<RunEvent["_tag"]> = new Set(["RunStarted", "StageFinished", "RunFinished"])
 
 export interface Journal {
   /** Appends and publishes. Never fails: a journal that cannot be written is announced once, live, and the work goes on. */
@@ -60,14 +56,16 @@ export const openJournal = Effect.fn("openJournal")(function* (path: string) {
     torn = false
     waiting = ""
     whole += bytes.length
-    if (durable.has(event._tag)) yield* file.sync
   })
+  // Outside of the appends' turn, so that one fsync serves all stages that finish at about the same time.
+  const makeDurable = shared(file.sync)
 
   const emit = Effect.fnUntraced(function* (event: RunEvent) {
     if (yield* kept(event)) {
       const failure = yield* one
         .withPermits(1)(append(event))
         .pipe(
+          Effect.andThen(durable.has(event._tag) ? makeDurable : Effect.void),
           Effect.as(undefined),
           Effect.catch((error) => Effect.succeed(error.message))
         )

@@ -9,7 +9,7 @@
 import { Clock, Context, Effect, FileSystem, Layer, Option, Path, Schema } from "effect"
 import { ArtifactStore } from "../artifacts/ArtifactStore.ts"
 import { canonicalJson } from "../artifacts/CanonicalJson.ts"
-import { storageFailure, writeFileAtomic, writeJsonAtomic } from "../artifacts/DurableFile.ts"
+import { replaceFile, storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
 import { KeyParts, stageKey } from "./StageKey.ts"
 import type { StageError } from "./StageType.ts"
 
@@ -45,7 +45,7 @@ export type Acceptance = typeof Acceptance.Type
 export class KeyLedger extends Context.Service<
   KeyLedger,
   {
-    /** Remembers a key's parts, durably, and that the stage has it now. */
+    /** Remembers a key's parts, and that the stage has it now. */
     readonly record: (
       entry: Omit<HistoryEntry, "at"> & { readonly pipeline: string; readonly parts: KeyParts }
     ) => Effect.Effect<void, StageError>
@@ -80,6 +80,7 @@ const make = Effect.gen(function* () {
   const acceptanceOf = (key: string) => path.join(acceptedFolder, `${key}.json`)
   /** The key that each stage had last, as far as this process knows: it need not be written again. */
   const last = new Map<string, string>()
+  const written = new Set<string>()
 
   const parts = Effect.fnUntraced(function* (key: string) {
     const found = yield* fs.readFileString(partsOf(key)).pipe(Effect.flatMap(decodeParts), Effect.option)
@@ -111,7 +112,10 @@ const make = Effect.gen(function* () {
       const slot = `${pipeline} ${stage}`
       if (last.get(slot) === key) return
       const file = partsOf(key)
-      if (!(yield* fs.exists(file))) yield* writeFileAtomic(file, `${canonicalJson(entry.parts)}\n`)
+      // Not synced: a file that lost its bytes in a power cut is not its digest's, and is written again.
+      if (!written.has(key) && (yield* parts(key)) === undefined)
+        yield* replaceFile(file, `${canonicalJson(entry.parts)}\n`)
+      written.add(key)
       const at = new Date(yield* Clock.currentTimeMillis).toISOString()
       yield* fs.makeDirectory(path.dirname(historyOf(pipeline)), { recursive: true })
       // One write of a short line: appends of several runners do not mix. A leading newline ends what a crash may have torn.
@@ -122,15 +126,21 @@ const make = Effect.gen(function* () {
     Effect.provideContext(services)
   )
 
-  const accepted = (key: string) =>
+  const acceptedKeys = Effect.gen(function* () {
+    const names = yield* Effect.orElseSucceed(fs.readDirectory(acceptedFolder), () => [])
+    return new Set(names.filter((name) => name.endsWith(".json")).map((name) => name.slice(0, -".json".length)))
+  })
+  /** What was accepted when this process first asked: few keys are, and most questions need no file then. */
+  const known = yield* Effect.cached(acceptedKeys)
+  const readAcceptance = (key: string) =>
     fs
       .readFileString(acceptanceOf(key))
       .pipe(Effect.flatMap(decodeAcceptance), Effect.option, Effect.map(Option.getOrUndefined))
+  const accepted = (key: string) =>
+    Effect.flatMap(known, (keys) => (keys.has(key) ? readAcceptance(key) : Effect.undefined))
 
   const acceptances = Effect.gen(function* () {
-    const names = yield* Effect.orElseSucceed(fs.readDirectory(acceptedFolder), () => [])
-    const keys = names.filter((name) => name.endsWith(".json")).map((name) => name.slice(0, -".json".length))
-    const all = yield* Effect.forEach(keys.sort(), accepted)
+    const all = yield* Effect.forEach(Array.from(yield* acceptedKeys).sort(), readAcceptance)
     return all.filter((acceptance) => acceptance !== undefined)
   })
 
@@ -140,6 +150,8 @@ const make = Effect.gen(function* () {
     history,
     accept: (acceptance) =>
       writeJsonAtomic(acceptanceOf(acceptance.key), acceptance).pipe(
+        Effect.andThen(Effect.map(known, (keys) => keys.add(acceptance.key))),
+        Effect.asVoid,
         Effect.mapError(storageFailure(acceptedFolder)),
         Effect.provideContext(services)
       ),

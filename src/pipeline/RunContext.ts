@@ -4,6 +4,7 @@ import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { handleOf, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
 import { storageFailure, temporaryName } from "../artifacts/DurableFile.ts"
 import type { Capacity, GroupLimits } from "./Capacity.ts"
+import type { Decision } from "./Decision.ts"
 import { timestamp } from "./Journal.ts"
 import type { KeyHistory } from "./KeyLedger.ts"
 import type { StagePlan } from "./Plan.ts"
@@ -44,6 +45,8 @@ export interface Assignment {
   /** undefined when a stage above has nothing to give: then only an older result serves. */
   readonly inputs: Readonly<Record<string, ReadonlyArray<ArtifactHandle>>> | undefined
   readonly observed: Result.Result<Schema.Json, StageError>
+  /** What the plan decided just before the run, where the inputs were known then. */
+  readonly planned?: Decision
 }
 
 export type Outputs = Readonly<Record<string, ArtifactHandle>>

@@ -78,7 +78,7 @@ export const acquireLock = Effect.fn("acquireLock")(function* (prefix: string, w
   yield* Effect.acquireRelease(save(claim), () => withdraw)
   const takenOver = yield* contend(prefix, what, token, withdraw, save(claim)).pipe(Effect.onError(() => withdraw))
   yield* save({ ...claim, state: "held" })
-  yield* beat(file).pipe(Effect.repeat(Schedule.spaced(heartbeatMillis)), Effect.forkScoped)
+  yield* heart(file)
   const lock: Lock = {
     takenOver,
     setWorker: (pid) =>
@@ -107,7 +107,7 @@ export const shareLock = Effect.fn("shareLock")(function* (prefix: string) {
   yield* Effect.acquireRelease(replaceFile(file, `${JSON.stringify(claim)}\n`), () =>
     Effect.ignore(fs.remove(file, { force: true }))
   )
-  yield* beat(file).pipe(Effect.repeat(Schedule.spaced(heartbeatMillis)), Effect.forkScoped)
+  yield* heart(file)
 })
 
 /** The claims of living processes; those of dead ones are removed, and their workers ended. */
@@ -121,8 +121,7 @@ const sortClaims = Effect.fnUntraced(function* (prefix: string, token: string) {
   const fs = yield* FileSystem.FileSystem
   const live: Array<Claim> = []
   const dead: Array<Claim> = []
-  for (const found of yield* readClaims(prefix)) {
-    if (found.claim.token === token) continue
+  for (const found of yield* readClaims(prefix, token)) {
     if ((yield* isAlive(found)) || (yield* beatsStill(found))) live.push(found.claim)
     else {
       yield* endWorker(found.claim)
@@ -185,10 +184,12 @@ interface FoundClaim {
   readonly heartbeat: number
 }
 
-const readClaims = Effect.fnUntraced(function* (prefix: string) {
+/** All claims but that of the token. */
+const readClaims = Effect.fnUntraced(function* (prefix: string, token = "") {
   const path = yield* Path.Path
   const start = `${path.basename(prefix)}.`
-  return yield* readClaimsIn(path.dirname(prefix), (name) => name.startsWith(start))
+  const own = `${start}${token}.lock`
+  return yield* readClaimsIn(path.dirname(prefix), (name) => name.startsWith(start) && name !== own)
 })
 
 const readClaimsIn = Effect.fnUntraced(function* (folder: string, wanted: (name: string) => boolean) {
@@ -260,6 +261,10 @@ const killQuietly = (pid: number): void => {
     // It ended by itself in between, which is all we want.
   }
 }
+
+/** Beats until the scope closes. The claim's own time is the first beat. */
+const heart = (file: string) =>
+  beat(file).pipe(Effect.delay(heartbeatMillis), Effect.repeat(Schedule.forever), Effect.forkScoped)
 
 const beat = (file: string): Effect.Effect<void, never, FileSystem.FileSystem> =>
   Effect.gen(function* () {

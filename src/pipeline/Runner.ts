@@ -4,6 +4,7 @@ import { Cause, Clock, Deferred, Effect, FileSystem, Path, Result, Runtime, Sche
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { digestOf } from "../artifacts/CanonicalJson.ts"
 import { makeCapacity, makeGroupLimits, thisMachine } from "./Capacity.ts"
+import type { Decision } from "./Decision.ts"
 import { KeyLedger } from "./KeyLedger.ts"
 import { describeReason, type Plan, plan, type StagePlan } from "./Plan.ts"
 import { checkPromise, type PlanDocument, planDocument } from "./PlanDocument.ts"
@@ -266,7 +267,8 @@ const execute = Effect.fnUntraced(function* (
   const summaries = yield* runStages(context, stages, roles, planned).pipe(
     Effect.onInterrupt(() => Effect.ignore(finish("preempted")))
   )
-  yield* Effect.ignore(sweep(runs.root, info.folder))
+  // A folder of this process's own making holds nothing of dead ones.
+  yield* Effect.ignore(sweep(runs.root, continued ? info.folder : undefined))
   const status = statusOf(summaries)
   const summary: RunSummary = {
     run: info.id,
@@ -299,7 +301,7 @@ const runStages = Effect.fnUntraced(function* (
   context: RunContext,
   stages: ReadonlyArray<ResolvedStage>,
   roles: Roles,
-  { observed }: Plan
+  { decisions, observed }: Plan
 ) {
   const settled = new Map(stages.map((stage) => [stage.name, Deferred.makeUnsafe<Settled>()]))
   const settledOf = (names: ReadonlyArray<string>) =>
@@ -322,7 +324,8 @@ const runStages = Effect.fnUntraced(function* (
         role,
         forced,
         inputs: inputsFrom(stage, above),
-        observed: observed.get(stage.name) ?? Result.succeed(null)
+        observed: observed.get(stage.name) ?? Result.succeed(null),
+        ...plannedOf(decisions.get(stage.name))
       }).pipe(Effect.catchCause((cause) => failed(context, stage, cause))))
     const summary = summarize(stage, result)
     if (summary.outcome === "failed") yield* Deferred.succeed(context.failed, stage.name)
@@ -340,6 +343,8 @@ const runStages = Effect.fnUntraced(function* (
   const all = yield* settledOf(stages.map((stage) => stage.name))
   return Array.from(all.values(), ({ summary }) => summary)
 })
+
+const plannedOf = (planned: Decision | undefined) => (planned === undefined ? {} : { planned })
 
 interface Skipped {
   readonly _tag: "Skipped"

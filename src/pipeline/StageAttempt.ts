@@ -59,8 +59,8 @@ export const executeAttempt = Effect.fnUntraced(function* (
     for (const output of Object.values(outputs)) {
       yield* fs.makeDirectory(output, { recursive: true }).pipe(Effect.mapError(storageFailure(output)))
     }
-    const work = yield* store.openWork(decision.key)
     const resumes = yield* store.hasWork(decision.key)
+    const work = yield* store.openWork(decision.key)
     const effort = yield* effortOf(assignment, decision, resumes)
     const started = yield* Clock.currentTimeMillis
     yield* context.emit({
@@ -72,7 +72,7 @@ export const executeAttempt = Effect.fnUntraced(function* (
       cpus,
       resumes
     })
-    const held = assignment.forced ? undefined : yield* heldResult(work, Object.keys(outputs))
+    const held = assignment.forced || !resumes ? undefined : yield* heldResult(work, Object.keys(outputs))
     if (held !== undefined) {
       yield* checked(stage, held.facts)
       const line = "publishes the finished result that a check refused before: the work is not done again"

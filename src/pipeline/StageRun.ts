@@ -2,9 +2,18 @@
 import { Clock, Deferred, Duration, Effect, FileSystem, Path, Result } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { ArtifactStore, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
-import { storageFailure, writeJsonAtomic } from "../artifacts/DurableFile.ts"
+import { canonicalJson } from "../artifacts/CanonicalJson.ts"
+import { jsonText, replaceFile, storageFailure } from "../artifacts/DurableFile.ts"
 import { checkFailure, failedChecks } from "./Checks.ts"
-import { decide, describeReason, type Reason, type Run, type Use } from "./Decision.ts"
+import {
+  type Decision,
+  decide,
+  describeReason,
+  type InputDigests,
+  type Reason,
+  type Run,
+  type Use
+} from "./Decision.ts"
 import { timestamp } from "./Journal.ts"
 import { KeyLedger } from "./KeyLedger.ts"
 import { type StagePlan, willRun } from "./Plan.ts"
@@ -42,16 +51,19 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
     yield* announceFailure(context, stage, 0, observed.failure, undefined)
     return { _tag: "Failed", error: observed.failure, attempts: 0 } satisfies StageResult
   }
-  const decision = yield* decide({
-    pipeline: context.pipeline,
-    stage,
-    role,
-    forced,
-    past: context.history.get(stage.name) ?? [],
-    inputs: inputs === undefined ? undefined : digestsOf(inputs),
-    observed,
-    satisfied: (record) => record.run === context.run.id && record.at >= context.forcedSince
-  })
+  const digests = inputs === undefined ? undefined : digestsOf(inputs)
+  const decision = stillHolds(assignment, digests)
+    ? assignment.planned
+    : yield* decide({
+        pipeline: context.pipeline,
+        stage,
+        role,
+        forced,
+        past: context.history.get(stage.name) ?? [],
+        inputs: digests,
+        observed,
+        satisfied: (record) => record.run === context.run.id && record.at >= context.forcedSince
+      })
   switch (decision._tag) {
     case "Unavailable":
       return { _tag: "Unavailable", message: decision.message } satisfies StageResult
@@ -65,6 +77,15 @@ export const runStage = Effect.fn("runStage")(function* (context: RunContext, as
     }
   }
 })
+
+type Planned = Assignment & { readonly planned: Decision }
+
+/** Whether what the plan decided moments ago was for just these inputs. Forced stages may have done their duty in this run. */
+const stillHolds = (assignment: Assignment, inputs: InputDigests | undefined): assignment is Planned => {
+  const { forced, planned } = assignment
+  if (forced || planned === undefined || planned._tag === "Unavailable" || inputs === undefined) return false
+  return planned.parts !== undefined && canonicalJson(planned.parts.inputs) === canonicalJson(inputs)
+}
 
 /** The store changed after the plan was checked: better no result than one that nobody agreed to. */
 const brokenPromise = Effect.fnUntraced(function* (
@@ -283,5 +304,6 @@ const writeKey = Effect.fnUntraced(function* (context: RunContext, stage: Resolv
   const ledger = yield* KeyLedger
   yield* ledger.record({ pipeline: context.pipeline.name, run: context.run.id, stage: stage.name, key, parts })
   const file = (yield* Path.Path).join(folderOf(yield* Path.Path, context, stage), "key.json")
-  yield* writeJsonAtomic(file, { version: 1, key, parts }).pipe(Effect.mapError(storageFailure(file)))
+  // Not synced: the journal has the key as well.
+  yield* replaceFile(file, jsonText({ version: 1, key, parts })).pipe(Effect.mapError(storageFailure(file)))
 })

@@ -179,18 +179,21 @@ describe("ArtifactStore", () => {
             }),
           layer
         )
+      const keep = (root: string, name: string) =>
+        withStore(root, (store) =>
+          Effect.gen(function* () {
+            const kept = yield* store.publish(publication(filled(folder, name, { "kept.txt": "kept" })))
+            yield* store.commit(record("kept", { documents: kept.manifest.digest }))
+            return kept.manifest.digest
+          })
+        )
+      yield* keep(join(folder, "dry"), "dry-kept")
       yield* publishAndCommit(join(folder, "dry"), "dry-output", dry.layer)
       const writes = dry.seen.length
       assert.isAbove(writes, 8)
       for (let limit = 1; limit <= writes; limit++) {
         const root = join(folder, `store-${limit}`)
-        const before = yield* withStore(root, (store) =>
-          Effect.gen(function* () {
-            const kept = yield* store.publish(publication(filled(folder, `kept-${limit}`, { "kept.txt": "kept" })))
-            yield* store.commit(record("kept", { documents: kept.manifest.digest }))
-            return kept.manifest.digest
-          })
-        )
+        const before = yield* keep(root, `kept-${limit}`)
         const error = yield* Effect.flip(publishAndCommit(root, `output-${limit}`, fullAfter(limit).layer))
         assert.strictEqual(error.failure, "disk-full")
         assert.match(error.message, /no room left on the disk of .*ENOSPC/u)

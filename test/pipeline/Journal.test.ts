@@ -103,7 +103,7 @@ describe("a full disk", () => {
         place,
         {},
         newRecord(),
-        fullDisk((operation, path) => operation === "write" && path.endsWith(".jsonl"))
+        fullDisk((operation, path) => operation === "write" && path.endsWith("events.jsonl"))
       )
       assert.deepStrictEqual(outcomes(summary), { a: "done", b: "done" })
     }).pipe(Effect.scoped)

@@ -1,0 +1,141 @@
+/**
+ * Node's file system with its quick calls made in place. Looking a file up or writing a small one takes some ten microseconds; handing that to
+ * the thread pool and back takes ten times as long, and a run does some fifty of them for each stage. What waits for the disk (fsync, big files,
+ * whole trees) stays asynchronous. On a slow network disk the quick calls hold up this process for as long as they take.
+ */
+import * as NFS from "node:fs"
+import { ByteSize, Context, Effect, FileSystem, Layer, Option, PlatformError } from "effect"
+
+/** fsync of a file, or of a folder: the latter makes renames and new names in it durable. */
+export interface Durability {
+  readonly sync: (path: string) => Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem>
+}
+
+/** Through the FileSystem service, unless a layer knows a shorter way. */
+export const Durability = Context.Reference<Durability>("tinyllama/artifacts/Durability", {
+  defaultValue: () => ({
+    sync: (path) =>
+      Effect.scoped(
+        Effect.flatMap(FileSystem.FileSystem, (fs) => Effect.flatMap(fs.open(path, { flag: "r" }), (file) => file.sync))
+      )
+  })
+})
+
+/** A quick call, its error as NodeFileSystem tells it. */
+const promptly = <A>(method: string, path: string, call: () => A): Effect.Effect<A, PlatformError.PlatformError> =>
+  Effect.suspend(() => {
+    try {
+      return Effect.succeed(call())
+    } catch (error) {
+      return Effect.fail(platformError(method, path, error))
+    }
+  })
+
+const tagOf: Readonly<Record<string, PlatformError.SystemErrorTag>> = {
+  ENOENT: "NotFound",
+  EACCES: "PermissionDenied",
+  EPERM: "PermissionDenied",
+  EEXIST: "AlreadyExists",
+  EISDIR: "BadResource",
+  ENOTDIR: "BadResource",
+  ELOOP: "BadResource",
+  EBUSY: "Busy"
+}
+
+const platformError = (method: string, path: string, cause: unknown): PlatformError.PlatformError => {
+  const code = cause instanceof Error && "code" in cause ? String(cause.code) : ""
+  const syscall = cause instanceof Error && "syscall" in cause ? String(cause.syscall) : undefined
+  return PlatformError.systemError({
+    _tag: tagOf[code] ?? "Unknown",
+    module: "FileSystem",
+    method,
+    pathOrDescriptor: path,
+    ...(syscall === undefined ? {} : { syscall }),
+    cause
+  })
+}
+
+const typeOf = (stats: NFS.BigIntStats): FileSystem.File.Type =>
+  stats.isFile() ? "File" : stats.isDirectory() ? "Directory" : stats.isSymbolicLink() ? "SymbolicLink" : "Unknown"
+
+const infoOf = (stats: NFS.BigIntStats): FileSystem.File.Info => ({
+  type: typeOf(stats),
+  mtime: Option.some(stats.mtime),
+  atime: Option.some(stats.atime),
+  birthtime: Option.some(stats.birthtime),
+  dev: stats.dev,
+  rdev: Option.some(stats.rdev),
+  ino: Option.some(stats.ino),
+  mode: Number(stats.mode),
+  nlink: Option.some(stats.nlink),
+  uid: Option.some(Number(stats.uid)),
+  gid: Option.some(Number(stats.gid)),
+  size: ByteSize.bytes(stats.size),
+  blksize: Option.some(ByteSize.bytes(stats.blksize)),
+  blocks: Option.some(stats.blocks)
+})
+
+/** Files up to this size are read and written in place. */
+const smallBytes = 1 << 20
+
+const prompt = (fs: FileSystem.FileSystem): FileSystem.FileSystem =>
+  FileSystem.make({
+    ...fs,
+    access: (path, options) =>
+      promptly("access", path, () =>
+        NFS.accessSync(
+          path,
+          (options?.readable ? NFS.constants.R_OK : 0) | (options?.writable ? NFS.constants.W_OK : 0)
+        )
+      ),
+    stat: (path) => promptly("stat", path, () => infoOf(NFS.statSync(path, { bigint: true }))),
+    readFile: (path) =>
+      Effect.suspend(() => {
+        const stats = NFS.statSync(path, { throwIfNoEntry: false })
+        return stats !== undefined && stats.isFile() && stats.size <= smallBytes
+          ? promptly("readFile", path, () => NFS.readFileSync(path))
+          : fs.readFile(path)
+      }),
+    writeFile: (path, data, options) =>
+      data.length <= smallBytes
+        ? promptly("writeFile", path, () => NFS.writeFileSync(path, data, { flag: options?.flag, mode: options?.mode }))
+        : fs.writeFile(path, data, options),
+    makeDirectory: (path, options) =>
+      promptly("makeDirectory", path, () => {
+        NFS.mkdirSync(path, { recursive: options?.recursive ?? false, mode: options?.mode })
+      }),
+    rename: (from, to) => promptly("rename", from, () => NFS.renameSync(from, to)),
+    link: (from, to) => promptly("link", from, () => NFS.linkSync(from, to)),
+    symlink: (target, path) => promptly("symlink", path, () => NFS.symlinkSync(target, path)),
+    readLink: (path) => promptly("readLink", path, () => NFS.readlinkSync(path)),
+    readDirectory: (path, options) =>
+      options?.recursive === true
+        ? fs.readDirectory(path, options)
+        : promptly("readDirectory", path, () => NFS.readdirSync(path)),
+    utimes: (path, atime, mtime) => promptly("utime", path, () => NFS.utimesSync(path, atime, mtime)),
+    remove: (path, options) =>
+      Effect.suspend(() => {
+        const stats = NFS.lstatSync(path, { throwIfNoEntry: false })
+        return stats !== undefined && !stats.isDirectory()
+          ? promptly("remove", path, () => NFS.unlinkSync(path))
+          : fs.remove(path, options)
+      })
+  })
+
+const sync = (path: string): Effect.Effect<void, PlatformError.PlatformError> =>
+  Effect.acquireUseRelease(
+    promptly("open", path, () => NFS.openSync(path, "r")),
+    (descriptor) =>
+      Effect.callback<void, PlatformError.PlatformError>((resume) => {
+        NFS.fsync(descriptor, (error) =>
+          resume(error === null ? Effect.void : Effect.fail(platformError("sync", path, error)))
+        )
+      }),
+    (descriptor) => Effect.ignore(promptly("close", path, () => NFS.closeSync(descriptor)))
+  )
+
+/** Over Node's FileSystem. */
+export const layer: Layer.Layer<FileSystem.FileSystem, never, FileSystem.FileSystem> = Layer.mergeAll(
+  Layer.effect(FileSystem.FileSystem, Effect.map(FileSystem.FileSystem, prompt)),
+  Layer.succeed(Durability, { sync })
+)
