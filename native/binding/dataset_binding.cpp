@@ -2,6 +2,7 @@
 
 #include "native/binding/arguments.h"
 #include "native/binding/json_rows_binding.h"
+#include "native/binding/loader_binding.h"
 #include "native/dataset/text_facts.h"
 
 namespace tinyllama {
@@ -26,6 +27,7 @@ Napi::Value characters(const Napi::CallbackInfo& info) {
 
 void register_dataset(Napi::Env env, Napi::Object exports) {
   exports.Set("JsonRows", define_json_rows(env));
+  exports.Set("Loader", define_loader(env));
   exports.Set("textHash", Napi::Function::New(env, text_hash, "textHash"));
   exports.Set("countCharacters", Napi::Function::New(env, characters, "countCharacters"));
 }

@@ -270,9 +270,9 @@ export const openPackedDataset = Effect.fn("PackedDataset.open")(function* (
   return dataset
 })
 
-/** Opens a split of an artifact, with the digest that its facts state. */
-export const openSplit = Effect.fn("PackedDataset.openSplit")(function* (handle: ArtifactHandle, split: Split) {
-  const facts = yield* Schema.decodeUnknownEffect(PackedDatasetFacts)(handle.facts).pipe(
+/** The facts of a PackedDataset artifact, checked. */
+export const factsOf = (handle: ArtifactHandle): Effect.Effect<PackedDatasetFacts, StageError> =>
+  Schema.decodeUnknownEffect(PackedDatasetFacts)(handle.facts).pipe(
     Effect.mapError(
       (error) =>
         new StageError({
@@ -282,5 +282,9 @@ export const openSplit = Effect.fn("PackedDataset.openSplit")(function* (handle:
         })
     )
   )
+
+/** Opens a split of an artifact, with the digest that its facts state. */
+export const openSplit = Effect.fn("PackedDataset.openSplit")(function* (handle: ArtifactHandle, split: Split) {
+  const facts = yield* factsOf(handle)
   return yield* openPackedDataset(handle.folder, split, { sha256: facts.files[split], origin: handle.origin })
 })

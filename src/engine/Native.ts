@@ -111,6 +111,33 @@ export interface JsonRows {
   scan(input: Uint8Array, start: number, last: boolean, arena: Uint8Array, records: Int32Array): number
 }
 
+export interface LoaderLayout {
+  /** Tokens in a block: a row of inputs has one less. */
+  readonly blockLength: number
+  /** 32 bits a token, else 16. */
+  readonly wide: boolean
+  /** The file has columns `boundaries` and `length`. */
+  readonly boundaries: boolean
+  readonly lengths: boolean
+  readonly vocabularySize: number
+  readonly seed: number
+}
+
+/** Maps one split of a packed dataset. Errors name the file, and the block. */
+export interface Loader {
+  readonly blocks: number
+  /** The block of a global sample index. */
+  sampleAt(index: number): number
+  /**
+   * Fills whole rows with the samples first, first + stride, …; targets are -1 in a block's padding. The pages of the next `ahead` samples are then on
+   * their way.
+   */
+  samples(first: number, stride: number, tokens: Int32Array, targets: Int32Array, ahead: number): void
+  /** Fills whole rows with blocks from `first` on, as they lie in the file. */
+  inOrder(first: number, tokens: Int32Array, targets: Int32Array): void
+  dispose(): void
+}
+
 export interface Native {
   /** "avx512", "avx2", "neon" or "scalar". */
   instructionSet(): string
@@ -118,6 +145,7 @@ export interface Native {
   readonly Tokenizer: new (vocabulary: Vocabulary) => NativeTokenizer
   /** Rows of jsonl files; each path names a field, through objects. */
   readonly JsonRows: new (paths: ReadonlyArray<ReadonlyArray<string>>) => JsonRows
+  readonly Loader: new (path: string, layout: LoaderLayout) => Loader
   /** XXH64 of the bytes, its upper 53 bits as a fraction in [0, 1). */
   textHash(bytes: Uint8Array, seed: number): number
   /** Characters of valid UTF-8. */

@@ -63,7 +63,9 @@ export const perplexitySubject = Effect.fnUntraced(function* (
       `${data.origin}: its validation split has no blocks to measure perplexity on`,
       `raise validation of stage ${stageOf(data)}, or do not connect data`
     )
-  const blocks = spread(split.blocks, max_blocks === "all" ? Infinity : max_blocks).map((index) => split.tokens(index))
+  const blocks = spread(split.blocks, max_blocks === "all" ? Infinity : max_blocks)
+    .map((index) => split.tokens(index).subarray(0, split.length(index)))
+    .filter((block) => block.length > 1)
   const task = perplexityTask(perplexityName, blocks, tokenBytes(tokenizer.vocabulary))
   const subject: Subject = {
     name: task.name,

@@ -4,8 +4,7 @@
  */
 import { Effect, FileSystem, Path, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
-import { openSplit, type PackedDataset } from "../data/PackedDataset.ts"
-import { sampleAt } from "../data/SampleOrder.ts"
+import { openLoader, type Rows, type SampleLoader } from "../data/SampleLoader.ts"
 import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
@@ -41,11 +40,11 @@ const Optimizer = Schema.Struct({
 const invalid = (message: string, next: string) => new StageError({ failure: "invalid-input", message, next })
 
 /** Refuses a dataset that this model cannot be trained on. */
-const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: PackedDataset, origin: string) {
-  if (data.metadata.vocabulary_size !== shape.vocab_size)
+const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: SampleLoader, origin: string) {
+  if (data.facts.vocabulary_size !== shape.vocab_size)
     return yield* invalid(
-      `${origin} holds tokens of a vocabulary of ${data.metadata.vocabulary_size}, the model's is ${shape.vocab_size}`,
-      `set model.vocab_size to ${data.metadata.vocabulary_size}, or tokenize with another tokenizer`
+      `${origin} holds tokens of a vocabulary of ${data.facts.vocabulary_size}, the model's is ${shape.vocab_size}`,
+      `set model.vocab_size to ${data.facts.vocabulary_size}, or tokenize with another tokenizer`
     )
   if (data.seqLen > shape.max_position_embeddings)
     return yield* invalid(
@@ -56,26 +55,16 @@ const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: PackedDat
     return yield* invalid(`${origin} has no training block`, "give it more text, or pack with a smaller seq_len")
 })
 
-/** Inputs are a block's first seq_len tokens, targets its last. */
-const batchOf = (data: PackedDataset, blocks: ReadonlyArray<number>): TrainingBatch => {
-  const length = data.seqLen
-  const tokens = new Int32Array(blocks.length * length)
-  const targets = new Int32Array(blocks.length * length)
-  for (const [row, block] of blocks.entries()) {
-    const ids = data.tokens(block)
-    tokens.set(ids.subarray(0, length), row * length)
-    targets.set(ids.subarray(1), row * length)
-  }
-  return { tokens, targets, batch: blocks.length, length, inputTokens: tokens.length }
+/** Micro-batches of at most `size` rows of `length` tokens, as views. Every row counts in full, padding too: it is computed like all else. */
+const inBatches = ({ targets, tokens }: Rows, length: number, size: number): ReadonlyArray<TrainingBatch> => {
+  const rows = tokens.length / length
+  return Array.from({ length: Math.ceil(rows / size) }, (_, index) => {
+    const [first, end] = [index * size, Math.min(rows, (index + 1) * size)]
+    const part = (ids: Int32Array) => ids.subarray(first * length, end * length)
+    const batch = end - first
+    return { tokens: part(tokens), targets: part(targets), batch, length, inputTokens: batch * length }
+  })
 }
-
-const inBatches = (data: PackedDataset, blocks: ReadonlyArray<number>, size: number): ReadonlyArray<TrainingBatch> =>
-  Array.from({ length: Math.ceil(blocks.length / size) }, (_, index) =>
-    batchOf(data, blocks.slice(index * size, (index + 1) * size))
-  )
-
-const range = (first: number, count: number): ReadonlyArray<number> =>
-  Array.from({ length: count }, (_, i) => first + i)
 
 /** Fills the output folder. Checkpoints are linked, not copied: their files are never written to again. */
 const publish = Effect.fnUntraced(
@@ -194,8 +183,8 @@ export const pretrainStage = defineStage({
   run: Effect.fn("pretrain")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { model: shape, seed } = params
-    const data = yield* openSplit(inputs.data, "train")
-    const heldOut = yield* openSplit(inputs.data, "validation")
+    const data = yield* openLoader(inputs.data, "train", seed)
+    const heldOut = yield* openLoader(inputs.data, "validation", seed)
     yield* checkFit(shape, data, inputs.data.origin)
 
     const samplesPerStep = Math.floor(params.batch_tokens / data.seqLen)
@@ -226,16 +215,13 @@ export const pretrainStage = defineStage({
     yield* noteTotal(context.work, totalSteps, "steps")
     const model = yield* openModel(shape, threads)
     const validation = inBatches(
-      heldOut,
-      range(0, Math.min(params.validation_blocks, heldOut.blocks)),
+      yield* heldOut.inOrder(0, Math.min(params.validation_blocks, heldOut.blocks)),
+      data.seqLen,
       params.micro_batch
     )
     const trainingData: TrainingData = {
       batches: (first, count) =>
-        Effect.sync(() => {
-          const blocks = range(first, count).map((index) => sampleAt(index, data.blocks, seed))
-          return inBatches(data, blocks, params.micro_batch)
-        }),
+        Effect.map(data.samples(first, count), (rows) => inBatches(rows, data.seqLen, params.micro_batch)),
       validation: Effect.succeed(validation)
     }
     const { optimizer } = params
@@ -281,8 +267,8 @@ export const pretrainStage = defineStage({
         validation_loss: state.validation?.loss ?? null,
         parameters: parameterCount(shape),
         shape,
-        tokenizer: data.metadata.tokenizer,
-        tokenizer_digest: data.metadata.tokenizer_digest
+        tokenizer: data.facts.tokenizer,
+        tokenizer_digest: data.facts.tokenizer_digest
       }
     }
   }, Effect.scoped)
