@@ -267,8 +267,7 @@ const execute = Effect.fnUntraced(function* (
   const summaries = yield* runStages(context, stages, roles, planned).pipe(
     Effect.onInterrupt(() => Effect.ignore(finish("preempted")))
   )
-  // A folder of this process's own making holds nothing of dead ones.
-  yield* Effect.ignore(sweep(runs.root, continued ? info.folder : undefined))
+  yield* Effect.ignore(sweep(runs.root, info.folder))
   const status = statusOf(summaries)
   const summary: RunSummary = {
     run: info.id,

@@ -3,8 +3,8 @@ import { Effect, FileSystem, Path } from "effect"
 import { removeTemporaries } from "../artifacts/DurableFile.ts"
 import { removeDeadClaims } from "./RunLock.ts"
 
-/** Leftovers of dead runners: in the store, among the runs, and in the folder of a continued run, whose lock we hold and in which nothing works any more. */
-export const sweep = Effect.fn("sweep")(function* (runs: string, run: string | undefined) {
+/** Leftovers of dead runners: in the store, among the runs, and in the folder of a run whose lock we hold and in which nothing works any more. */
+export const sweep = Effect.fn("sweep")(function* (runs: string, run: string) {
   const path = yield* Path.Path
   const store = path.join(runs, "store")
   yield* removeDeadClaims(path.join(store, "locks"))
@@ -13,7 +13,7 @@ export const sweep = Effect.fn("sweep")(function* (runs: string, run: string | u
     ...["artifacts", "keys", "locks", "parts", "accepted"].map((name) => path.join(store, name))
   ])
     yield* removeTemporaries(folder)
-  if (run !== undefined) yield* sweepRun(run)
+  yield* sweepRun(run)
 })
 
 const sweepRun = Effect.fnUntraced(function* (run: string) {
