@@ -3,12 +3,14 @@
  * shuffled, then joined end to end and cut, or placed whole where they fit; sources are mixed by weights. Where every token went is in the log and the
  * facts. Shards are read one at a time to check them, and document by document to pack them: memory is that of one shard and one batch of blocks.
  */
+import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { type DatasetMetadata, openSplitWriter, type Split } from "../data/PackedDataset.ts"
 import { FilePool, rowsInFile, Source } from "../data/DocumentStore.ts"
+import { LitWriter } from "../data/LitPacked.ts"
 import { HoldOut } from "../data/HoldOut.ts"
 import { BestFitStream, interleave, type Share, shareOut, shareOutBestFit, TokenStream } from "../data/Packing.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
@@ -116,6 +118,16 @@ const tooShort = (
       )
 }
 
+const LitGpt = Schema.Struct({
+  chunk_blocks: Schema.Int.check(Schema.isGreaterThan(0))
+    .pipe(Schema.optionalKey)
+    .annotate({ description: "blocks in a file; default 1024, as TinyLlama's scripts write" })
+})
+const LIT_CHUNK_BLOCKS = 1024
+
+/** lit-gpt's reader takes eight files at a time of each rank's share. */
+const LIT_FILES_PER_RANK = 8
+
 export const packStage = defineStage({
   name: "pack",
   version: 1,
@@ -146,6 +158,12 @@ export const packStage = defineStage({
       describe: "keep where documents begin in each block, so that attention and positions can start anew there",
       default: false
     }),
+    litgpt: parameter(Schema.NullOr(LitGpt), {
+      change: "identity",
+      describe:
+        "also write the blocks as files of lit-gpt's PackedDataset, litgpt/train_0000000000.bin and so on: {chunk_blocks}, blocks a file",
+      default: null
+    }),
     validation: parameter(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0), Schema.isLessThan(1)), {
       change: "identity",
       describe: "fraction of the documents to hold out, chosen by their content; 0 for none",
@@ -165,8 +183,13 @@ export const packStage = defineStage({
   modelSeconds: ({ amount }) => secondsOfBytes(amount, PACK_RATE),
 
   run: Effect.fn("pack")(function* (context) {
-    const { attention_reset, packing, seq_len, validation, seed } = context.params
+    const { attention_reset, litgpt, packing, seq_len, validation, seed } = context.params
     const blockLength = seq_len + 1
+    if (litgpt !== null && packing === "best-fit")
+      return yield* invalid(
+        "litgpt's files cannot tell padding from text, which packing: best-fit has",
+        "set packing: concatenate, or drop litgpt"
+      )
     const inputs = yield* Effect.forEach(context.inputs.tokens, (handle) =>
       Effect.map(factsOf(handle), (facts) => ({ handle, name: handle.origin, facts }))
     )
@@ -252,10 +275,40 @@ export const packStage = defineStage({
         `the weights leave out ${percent(leftOut / tokens)} of the tokens: a source that is asked for more than it has limits the rest`
       )
 
+    const openLit = Effect.fnUntraced(function* (split: Split, blocksPerFile: number) {
+      const folder = join(context.output("dataset"), "litgpt")
+      yield* Effect.tryPromise({ try: () => mkdir(folder, { recursive: true }), catch: fileFailure("litgpt") })
+      const lit = yield* Effect.acquireRelease(
+        Effect.sync(
+          () =>
+            new LitWriter({
+              path: (name) => join(folder, name),
+              prefix: split,
+              vocabularySize: policy.vocabulary_size,
+              blockLength,
+              blocksPerFile,
+              blocks: split === "train" ? trainBlocks : validationBlocks
+            })
+        ),
+        (opened) => Effect.sync(() => opened.close())
+      )
+      const rest = (split === "train" ? trainBlocks : validationBlocks) - lit.blocks
+      context.log(`litgpt: ${lit.files} files of ${blocksPerFile} ${split} blocks`)
+      if (rest > 0)
+        context.warn(
+          `litgpt: ${rest} ${split} blocks do not fill a file of ${blocksPerFile} and are in the Arrow file only`
+        )
+      if (split === "train" && lit.files < LIT_FILES_PER_RANK)
+        context.warn(
+          `litgpt: its reader needs ${LIT_FILES_PER_RANK} files for each rank, there are ${lit.files}: lower chunk_blocks`
+        )
+      return lit
+    })
     let done = 0
     const total = (trainBlocks + validationBlocks) * blockLength
     const writeSplit = Effect.fnUntraced(function* (split: Split, order: Iterable<number>) {
       const writer = yield* openSplitWriter(context.output("dataset"), split, metadata)
+      const lit = litgpt === null ? undefined : yield* openLit(split, litgpt.chunk_blocks ?? LIT_CHUNK_BLOCKS)
       // the seed orders what is trained on; validation blocks are the same for every seed, so that losses compare
       const streamSeed = split === "train" ? seed : 0
       const streams = sources.map((source, s) =>
@@ -267,8 +320,10 @@ export const packStage = defineStage({
       for (const s of order) {
         yield* Effect.try({
           try: () => {
-            const filled = streams[s]?.fill(writer.next())
+            const block = writer.next()
+            const filled = streams[s]?.fill(block)
             if (filled !== undefined) writer.describe(filled.boundaries, filled.length)
+            lit?.write(block)
           },
           catch: fileFailure(`${split}.arrow`)
         })

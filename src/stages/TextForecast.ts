@@ -79,6 +79,24 @@ export const forecastTokenize = (
   }
 }
 
+/** lit-gpt's files hold two bytes a token for vocabularies like Llama 2's, behind headers that are next to nothing. */
+export const forecastImport = (
+  policy: { readonly tokenizer: string; readonly bos: string; readonly eos: string },
+  documents: ReadonlyArray<Facts>
+): Forecast => {
+  const bytes = sumKnown(documents.map((facts) => numberIn(facts, "bytes")))
+  const tokens = bytes === undefined ? undefined : Math.round(bytes / TOKEN_BYTES)
+  return {
+    amount: bytes,
+    unit: "bytes",
+    // what a document's row takes besides its tokens, at 500 tokens a document
+    bytes: bytes === undefined ? undefined : Math.ceil(bytes * 1.2) + ARROW_BYTES,
+    outputs: {
+      tokens: factsOf({ ...policy, vocabulary_size: vocabularySizes[policy.tokenizer], tokens }, ["tokens"])
+    }
+  }
+}
+
 /** Blocks that come of it; documents are held out whole, so both counts are estimates. */
 export const forecastPack = (
   params: { readonly seq_len: number; readonly weights: ReadonlyArray<number> | null; readonly validation: number },

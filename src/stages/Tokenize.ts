@@ -4,9 +4,9 @@
  */
 import { copyFile, link, mkdir, readFile, rename, writeFile } from "node:fs/promises"
 import { join } from "node:path"
-import { Effect, Schema } from "effect"
+import { Effect, Fiber, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
-import { Cursor, type Item, policies, readDocuments, start } from "../data/DocumentReader.ts"
+import { Cursor, policies, readDocuments, start } from "../data/DocumentReader.ts"
 import { readList } from "../data/Documents.ts"
 import { longestPart } from "../data/DocumentParts.ts"
 import { fileFailure } from "../data/FileFailure.ts"
@@ -14,6 +14,7 @@ import { sha256OfFile } from "../data/FileDigest.ts"
 import { noTally, quarantineFile, QuarantineWriter, Tally, withPassed } from "../data/Quarantine.ts"
 import { clash, Condition, fieldsOf, Sample } from "../data/RowFilter.ts"
 import { Delimiter, Shard, ShardBuilder, shardName, type TokenPolicy, writeShard } from "../data/TokenShards.ts"
+import { BatchEncoder, type Encoded } from "../data/BatchEncoder.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
@@ -65,6 +66,7 @@ export const tokenizeStage = defineStage({
   name: "tokenize",
   version: 2,
   describe: "Turns documents into token ids, in shards",
+  cpus: "all",
   params: {
     tokenizer: parameter(TokenizerName, { change: "identity", describe: "whose vocabulary", default: "llama-2" }),
     bos: parameter(Delimiter, {
@@ -216,53 +218,57 @@ export const tokenizeStage = defineStage({
       builder = new ShardBuilder(policy.vocabulary_size)
       report()
     })
-    const take = (item: Item): void => {
-      cursor = item.next
-      if (item.kind === "passed") {
-        tally = withPassed(tally, item)
-        if (item.quarantined !== undefined) quarantine.add(item.quarantined)
-        return
+    /** Enters what a batch gave, in order; a shard closes behind the document that fills it. */
+    const enter = Effect.fnUntraced(function* ({ encoded, entries, done: read }: Encoded) {
+      let document = 0
+      for (const entry of entries) {
+        if (context.stopRequested())
+          return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
+        cursor = entry.next
+        done = read
+        if (entry.kind === "passed") {
+          tally = withPassed(tally, entry)
+          if (entry.quarantined === undefined) continue
+          const { quarantined } = entry
+          yield* Effect.try({ try: () => quarantine.add(quarantined), catch: fileFailure("the quarantine") })
+          continue
+        }
+        const { exact, first, id, last: whole, length, replaced } = entry
+        const [from, to] = [encoded.offsets[document], encoded.offsets[document + 1]]
+        builder.add(id, encoded.ids.subarray(from, to), length)
+        document++
+        if (replaced) tally = { ...tally, replaced: tally.replaced + 1 }
+        if (!first || !whole)
+          tally = {
+            ...tally,
+            long_documents: tally.long_documents + (first ? 1 : 0),
+            parts: tally.parts + 1,
+            inexact_parts: tally.inexact_parts + (exact ? 0 : 1)
+          }
+        if (builder.textBytes >= shard_bytes) yield* close()
       }
-      const { bytes, exact, first, id, replaced } = item
-      const ids = tokenizer.encode(bytes, {
-        addBos: bos === "document" && first,
-        addEos: eos === "document" && item.last,
-        dummyPrefix: first
-      })
-      builder.add(id, ids, bytes.length)
-      if (replaced) tally = { ...tally, replaced: tally.replaced + 1 }
-      if (first && item.last) return
-      tally = {
-        ...tally,
-        long_documents: tally.long_documents + (first ? 1 : 0),
-        parts: tally.parts + 1,
-        inexact_parts: tally.inexact_parts + (exact ? 0 : 1)
-      }
-    }
+    })
 
+    const encoder = new BatchEncoder(tokenizer, { bos, eos, threads: context.threads })
     const read = Effect.gen(function* () {
-      let sinceYield = 0
       let shown = done
+      // While one batch is tokenized, on threads of its own, the next is read.
+      let running: Fiber.Fiber<Encoded> | undefined
       for (;;) {
         const batch = yield* Effect.tryPromise({ try: () => reader.next(), catch: fileFailure("the documents") })
-        if (batch.done === true) return
-        done = batch.value.done
-        for (const item of batch.value.items) {
-          if (context.stopRequested())
-            return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
-          yield* Effect.try({ try: () => take(item), catch: fileFailure("the quarantine") })
-          sinceYield += item.kind === "document" ? item.bytes.length : 0
-          if (builder.textBytes >= shard_bytes) yield* close()
-          if (sinceYield >= 2 ** 18) {
-            yield* Effect.yieldNow // lets signals and progress through
-            sinceYield = 0
-          }
-        }
+        const ended = batch.done === true
+        const full = ended || encoder.add(batch.value)
+        if (!full) continue
+        if (running !== undefined) yield* enter(yield* Fiber.join(running))
+        if (ended) break
+        running = yield* Effect.forkChild(encoder.start())
+        yield* Effect.yieldNow // lets signals and progress through
         if (done - shown >= total / 200) {
           report()
           shown = done
         }
       }
+      yield* enter(yield* encoder.start())
     })
     yield* Effect.ensuring(
       read,

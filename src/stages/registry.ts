@@ -6,6 +6,7 @@ import type { AnyStageType } from "../pipeline/StageType.ts"
 const stages: Readonly<Record<string, () => Promise<AnyStageType>>> = {
   download: async () => (await import("./Download.ts")).downloadStage,
   tokenize: async () => (await import("./Tokenize.ts")).tokenizeStage,
+  "import-packed": async () => (await import("./ImportPacked.ts")).importPackedStage,
   pack: async () => (await import("./Pack.ts")).packStage,
   pretrain: async () => (await import("./Pretrain.ts")).pretrainStage,
   checkpoint: async () => (await import("./Checkpoint.ts")).checkpointStage,
