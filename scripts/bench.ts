@@ -1,11 +1,12 @@
 /**
  * Measures the native engine and the runner on this machine.
  *
- *   npm run bench [-- train|overhead] [--quick] [--threads N] [--no-torch]
+ *   npm run bench [-- train|overhead|data] [--quick] [--threads N] [--no-torch]
  *
  * train: tokens/s, GFLOP/s and share of the machine's fp32 peak (a register-only FMA loop, same run, same threads) of whole training steps and
  * of their matrix products; and tokens/s against eager PyTorch, both measured in turns, when a python3 with torch is there.
  * overhead: what the runner itself costs, beside make and snakemake.
+ * data: jsonl.zst to packed blocks, the loader, memory; 2 GB of text, with --quick 0.2 GB.
  * The last line is JSON.
  */
 import { availableParallelism, loadavg } from "node:os"
@@ -14,6 +15,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import { load, type Native } from "../src/engine/Native.ts"
+import { data } from "./bench/data.ts"
 import { overhead } from "./bench/overhead.ts"
 import { findPythonWithTorch, startTorch } from "./bench/TorchPeer.ts"
 import {
@@ -171,7 +173,7 @@ const train = Effect.fn("bench.train")(function* (options: {
 Command.make(
   "bench",
   {
-    mode: Argument.Literals("mode", ["train", "overhead"]).pipe(Argument.withDefault("train")),
+    mode: Argument.Literals("mode", ["train", "overhead", "data"]).pipe(Argument.withDefault("train")),
     quick: Flag.Boolean("quick").pipe(
       Flag.withDescription("A minute at most: short measurements, no large model"),
       Flag.withDefault(false)
@@ -183,9 +185,11 @@ Command.make(
     noTorch: Flag.Boolean("no-torch").pipe(Flag.withDescription("Do not look for PyTorch"), Flag.withDefault(false))
   },
   ({ mode, noTorch, quick, threads }) =>
-    mode === "train"
-      ? train({ quick, threads, torch: !noTorch })
-      : Effect.flatMap(overhead({ quick }), (results) => Console.log(JSON.stringify(results)))
+    Effect.gen(function* () {
+      if (mode === "train") return yield* train({ quick, threads, torch: !noTorch })
+      const results = mode === "data" ? yield* data({ quick, threads }) : yield* overhead({ quick })
+      yield* Console.log(JSON.stringify(results))
+    })
 ).pipe(
   Command.withDescription("Measure the native engine on this machine"),
   Command.run({ version: "0.1.0" }),

@@ -8,7 +8,7 @@ import { createGunzip, createZstdDecompress } from "node:zlib"
 import { Schema } from "effect"
 
 /** Bytes asked for at a time. */
-const pieceBytes = 1 << 20
+const pieceBytes = 1 << 18
 
 /** The file is not what its first bytes promise: cut off, or damaged. `offset` counts decompressed bytes: all before it are good. */
 export class BrokenStream extends Schema.TaggedError<BrokenStream>()("BrokenStream", {

@@ -63,9 +63,9 @@ export class ShardBuilder {
   readonly #vocabularySize: number
   #tokens: TokenArray
   #length = 0
-  readonly #offsets: Array<number> = [0]
-  readonly #ids: Array<string> = []
-  readonly #bytes: Array<number> = []
+  #offsets: Array<number> = [0]
+  #ids: Array<string> = []
+  #bytes: Array<number> = []
   textBytes = 0
 
   constructor(vocabularySize: number) {
@@ -96,7 +96,16 @@ export class ShardBuilder {
     this.textBytes += bytes
   }
 
-  /** The columns so far, as Arrow lays them out. */
+  /** Begins the next shard in the same memory; the columns must be written by now. */
+  clear(): void {
+    this.#length = 0
+    this.#offsets = [0]
+    this.#ids = []
+    this.#bytes = []
+    this.textBytes = 0
+  }
+
+  /** The columns so far, as Arrow lays them out; valid until `clear`. */
   columns() {
     const ids = this.#ids.map((id) => Buffer.from(id))
     const idOffsets = new Int32Array(ids.length + 1)

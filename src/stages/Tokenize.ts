@@ -199,7 +199,7 @@ export const tokenizeStage = defineStage({
     })
     const report = (): void => context.progress({ done, total, unit: "bytes" })
 
-    let builder = new ShardBuilder(policy.vocabulary_size)
+    const builder = new ShardBuilder(policy.vocabulary_size)
     const close = Effect.fnUntraced(function* () {
       const name = shardName(shards.length)
       const shard = yield* writeShard(builder, work, `${name}.part`, policy)
@@ -215,7 +215,7 @@ export const tokenizeStage = defineStage({
         catch: fileFailure(name)
       })
       shards.push(note.shard)
-      builder = new ShardBuilder(policy.vocabulary_size)
+      builder.clear()
       report()
     })
     /** Enters what a batch gave, in order; a shard closes behind the document that fills it. */
