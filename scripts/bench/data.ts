@@ -58,7 +58,10 @@ const realTexts = (): ReadonlyArray<string> => {
 }
 
 /** A Documents artifact of one jsonl.zst file of SlimPajama's form, of `bytes` of text. Texts repeat, each time behind another number. */
-export const makeCorpus = async (folder: string, bytes: number): Promise<{ readonly text: number; readonly file: string }> => {
+export const makeCorpus = async (
+  folder: string,
+  bytes: number
+): Promise<{ readonly text: number; readonly file: string }> => {
   mkdirSync(join(folder, "files"), { recursive: true })
   const file = join(folder, "files", "corpus.jsonl.zst")
   const compress = createZstdCompress()

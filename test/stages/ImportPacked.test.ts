@@ -13,7 +13,7 @@ import { artifactOf, runStage, temporaryFolder } from "./stage-fixture.ts"
 
 /** Written out by hand: "LITPKDS", version 1, type 8 (uint16), 4 tokens: 1, 15043, 3186, 2. */
 const golden = Buffer.from(
-  "4c4954504b4453" + "0100000000000000" + "08" + "0400000000000000" + "0100" + "c33a" + "720c" + "0200",
+  ["4c4954504b4453", "0100000000000000", "08", "0400000000000000", "0100", "c33a", "720c", "0200"].join(""),
   "hex"
 )
 
