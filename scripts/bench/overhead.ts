@@ -106,13 +106,15 @@ const multiplyRuns = (folder: Folder, count: number): void => {
 export const overhead = Effect.fn("bench.overhead")(function* (options: { readonly quick: boolean }) {
   const stages = options.quick ? 200 : 1000
   const repeats = options.quick ? 3 : 5
+  // It takes half a second for each.
+  const rules = 20
   const [many, nine, peer, snakes] = [newFolder(), newFolder(), newFolder(), newFolder()]
   try {
     for (const folder of [many, nine]) folder.write("noop.ts", noop)
     many.write("pipeline.yaml", pipelineOf(stages))
     nine.write("pipeline.yaml", pipelineOf(9))
     peer.write("Makefile", makefileOf(stages))
-    snakes.write("Snakefile", snakefileOf(stages))
+    snakes.write("Snakefile", snakefileOf(rules))
     const clean = (folder: Folder) => rmSync(join(folder.path, "runs"), { recursive: true, force: true })
     tinyllama(nine, "run")
     const snakemake = available("snakemake")
@@ -168,7 +170,11 @@ export const overhead = Effect.fn("bench.overhead")(function* (options: { readon
       runsListMillis: (lists["runsList"] ?? Number.NaN) - (lists["start"] ?? 0),
       make: { runMillisPerStage: perStage("make"), freshMillis: times["makeFresh"] ?? null },
       snakemake: snakemake
-        ? { runMillisPerStage: perStage("snakemake", snakeStart), freshMillis: beyond("snakemakeFresh", snakeStart) }
+        ? {
+            rules,
+            runMillisPerStage: beyond("snakemake", snakeStart) / rules,
+            freshMillis: beyond("snakemakeFresh", snakeStart)
+          }
         : null
     }
     yield* Console.log(textOf(results, options.quick))
@@ -189,7 +195,11 @@ const textOf = (
     readonly nineCachedMillis: number
     readonly runsListMillis: number
     readonly make: { readonly runMillisPerStage: number; readonly freshMillis: number | null }
-    readonly snakemake: { readonly runMillisPerStage: number; readonly freshMillis: number } | null
+    readonly snakemake: {
+      readonly rules: number
+      readonly runMillisPerStage: number
+      readonly freshMillis: number
+    } | null
   },
   quick: boolean
 ): string => {
@@ -204,6 +214,6 @@ const textOf = (
     `make -j2, ${stages} empty targets: ${ms(make.runMillisPerStage)} each; all up to date: ${ms(make.freshMillis)}`,
     snakemake === null
       ? "snakemake is not installed (Debian: apt install snakemake)"
-      : `snakemake --cores 2, ${stages} empty rules: ${ms(snakemake.runMillisPerStage)} each; all up to date: ${ms(snakemake.freshMillis)} (beyond its own start)`
+      : `snakemake --cores 2, ${snakemake.rules} empty rules: ${ms(snakemake.runMillisPerStage)} each; all up to date: ${ms(snakemake.freshMillis)} (beyond its own start)`
   ].join("\n")
 }

@@ -20,8 +20,7 @@ import {
   storageFailure,
   sync,
   temporaryName,
-  writeFileAtomic,
-  writeJsonAtomic
+  writeFileAtomic
 } from "./DurableFile.ts"
 
 /** What the store remembers of a stage key: which artifacts it gave, and who made them. */

@@ -1,5 +1,5 @@
 /** One attempt of a stage: works in folders of its own, then publishes what they hold. */
-import { Clock, Deferred, Effect, FileSystem, Path, type Result } from "effect"
+import { Clock, Deferred, Effect, FileSystem, Path } from "effect"
 import type { Facts } from "../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type StoredArtifact } from "../artifacts/ArtifactStore.ts"
 import { storageFailure } from "../artifacts/DurableFile.ts"

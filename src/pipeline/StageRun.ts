@@ -151,7 +151,6 @@ const tidyWork = Effect.fnUntraced(function* (key: string) {
 })
 
 const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run) {
-  const store = yield* ArtifactStore
   const { stage } = assignment
   const { key, previous, reasons, resumes } = decision
   yield* writeKey(context, stage, key, decision.parts)

@@ -62,7 +62,7 @@ const questionsAdvice = 'correct that line: a question is {"query": text, "choic
 
 export const evalStage = defineStage({
   name: "eval",
-  version: 1,
+  version: 2,
   describe: "Measures models: perplexity and bits per byte of held-out text, multiple-choice accuracy.",
   params,
   inputs: {
