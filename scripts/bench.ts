@@ -1,10 +1,11 @@
 /**
  * Measures the native engine and the runner on this machine.
  *
- *   npm run bench [-- train|overhead|data] [--quick] [--threads N] [--no-torch]
+ *   npm run bench [-- train|overhead|data|tokenize] [--quick] [--threads N] [--no-torch]
  *
  * train: tokens/s, GFLOP/s and share of the machine's fp32 peak (a register-only FMA loop, same run, same threads) of whole training steps and
  * of their matrix products; and tokens/s against eager PyTorch, both measured in turns, when a python3 with torch is there.
+ * tokenize: the tokenizer on one core beside SentencePiece and kitoken, with their ids compared.
  * overhead: what the runner itself costs, beside make and snakemake.
  * data: jsonl.zst to packed blocks, the loader, memory; 2 GB of text, with --quick 0.2 GB.
  * The last line is JSON.
@@ -17,6 +18,7 @@ import { Argument, Command, Flag } from "effect/cli"
 import { load, type Native } from "../src/engine/Native.ts"
 import { data } from "./bench/data.ts"
 import { overhead } from "./bench/overhead.ts"
+import { tokenize } from "./bench/tokenize.ts"
 import { findPythonWithTorch, startTorch } from "./bench/TorchPeer.ts"
 import {
   cases,
@@ -173,7 +175,7 @@ const train = Effect.fn("bench.train")(function* (options: {
 Command.make(
   "bench",
   {
-    mode: Argument.Literals("mode", ["train", "overhead", "data"]).pipe(Argument.withDefault("train")),
+    mode: Argument.Literals("mode", ["train", "overhead", "data", "tokenize"]).pipe(Argument.withDefault("train")),
     quick: Flag.Boolean("quick").pipe(
       Flag.withDescription("A minute at most: short measurements, no large model"),
       Flag.withDefault(false)
@@ -187,7 +189,12 @@ Command.make(
   ({ mode, noTorch, quick, threads }) =>
     Effect.gen(function* () {
       if (mode === "train") return yield* train({ quick, threads, torch: !noTorch })
-      const results = mode === "data" ? yield* data({ quick, threads }) : yield* overhead({ quick })
+      const results =
+        mode === "data"
+          ? yield* data({ quick, threads })
+          : mode === "tokenize"
+            ? yield* tokenize({ quick })
+            : yield* overhead({ quick })
       yield* Console.log(JSON.stringify(results))
     })
 ).pipe(

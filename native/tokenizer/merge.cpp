@@ -11,17 +11,12 @@ namespace tinyllama {
 namespace {
 
 constexpr std::int32_t no_pair = std::numeric_limits<std::int32_t>::max();
-constexpr std::size_t lanes = 8;  // the search for the best pair reads this many at a time
+constexpr std::size_t group_size = 8;  // the best pair is kept for each group of positions, and of all groups
 
-// The best pair is the smallest of rank << 6 | position: the best rank, the leftmost of equals.
-std::int32_t best_pair(const std::int32_t* keys, std::size_t groups) {
-  std::array<std::int32_t, lanes> best;
-  for (std::size_t lane = 0; lane < lanes; ++lane) best[lane] = keys[lane];
-  for (std::size_t group = 1; group < groups; ++group) {
-    keys += lanes;
-    for (std::size_t lane = 0; lane < lanes; ++lane) best[lane] = keys[lane] < best[lane] ? keys[lane] : best[lane];
-  }
-  return *std::min_element(best.begin(), best.end());
+std::int32_t smaller(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+
+std::int32_t smallest(const std::int32_t* keys) {
+  return smaller(smaller(smaller(keys[0], keys[1]), smaller(keys[2], keys[3])), smaller(smaller(keys[4], keys[5]), smaller(keys[6], keys[7])));
 }
 
 // Whether the text of two tokens becomes these two tokens again when it is encoded alone: symbols [left, seam) and [seam, end).
@@ -120,27 +115,33 @@ void merge_by_heap(const Vocabulary& vocabulary, std::vector<std::int32_t>& symb
 
 void merge_window(const Vocabulary& vocabulary, const std::int32_t* symbols, std::size_t count, MergedWindow& merged) {
   constexpr std::size_t capacity = MergedWindow::capacity;
-  alignas(64) std::array<std::int32_t, capacity> keys;  // of the pair that starts at this symbol; no_pair also for symbols merged away
-  std::array<std::int32_t, capacity> results;           // of that pair
+  // Of the pair that starts at this symbol: rank << 6 | position, so that the smallest is the best, the leftmost of equals; no_pair also for symbols
+  // that were merged away.
+  std::array<std::int32_t, capacity> keys;
+  std::array<std::int32_t, capacity / group_size> best;  // of each group
+  std::array<std::int32_t, capacity> results;            // of that pair
   std::array<std::int32_t, capacity> ids;
   std::array<std::uint8_t, capacity> next, previous;
-  const std::size_t groups = (count + lanes - 1) / lanes;
+  const std::size_t groups = (count + group_size - 1) / group_size;
   const auto pair_up = [&](std::size_t at, std::size_t with) {
     const Merge merge = vocabulary.merge(ids[at], ids[with]);
     keys[at] = merge.rank == no_rank ? no_pair : static_cast<std::int32_t>(merge.rank << 6 | at);
     results[at] = merge.id;
   };
+  const auto find_best = [&](std::size_t group) { best[group] = smallest(keys.data() + group * group_size); };
   for (std::size_t i = 0; i < count; ++i) {
     ids[i] = symbols[i];
     next[i] = static_cast<std::uint8_t>(i + 1);
     previous[i] = static_cast<std::uint8_t>(i - 1);
     if (i > 0) pair_up(i - 1, i);
   }
-  for (std::size_t i = count - 1; i < groups * lanes; ++i) keys[i] = no_pair;
+  for (std::size_t i = count - 1; i < groups * group_size; ++i) keys[i] = no_pair;
+  best.fill(no_pair);
+  for (std::size_t group = 0; group < groups; ++group) find_best(group);
   for (;;) {
-    const std::int32_t best = best_pair(keys.data(), groups);
-    if (best == no_pair) break;
-    const std::size_t at = best & 63;
+    const std::int32_t key = groups == 1 ? best[0] : smallest(best.data());
+    if (key == no_pair) break;
+    const std::size_t at = key & 63;
     const std::size_t gone = next[at], after = next[gone];
     ids[at] = results[at];
     keys[gone] = no_pair;
@@ -151,7 +152,14 @@ void merge_window(const Vocabulary& vocabulary, const std::int32_t* symbols, std
     } else {
       keys[at] = no_pair;
     }
-    if (at > 0) pair_up(previous[at], at);
+    const std::size_t group = at / group_size;
+    if (gone / group_size != group) find_best(gone / group_size);
+    if (at > 0) {
+      const std::size_t before = previous[at];
+      pair_up(before, at);
+      if (before / group_size != group) find_best(before / group_size);
+    }
+    find_best(group);
   }
   merged.count = 0;
   for (std::size_t i = 0; i < count; i = next[i]) {
