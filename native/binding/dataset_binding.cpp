@@ -1,5 +1,10 @@
 #include "native/binding/dataset_binding.h"
 
+#include <cstdlib>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "native/binding/arguments.h"
 #include "native/binding/json_rows_binding.h"
 #include "native/binding/loader_binding.h"
@@ -23,12 +28,21 @@ Napi::Value characters(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(count_characters({text.Data(), text.ElementLength()})));
 }
 
+// releaseFreeMemory(): void
+Napi::Value release_free_memory(const Napi::CallbackInfo& info) {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+  return info.Env().Undefined();
+}
+
 }  // namespace
 
 void register_dataset(Napi::Env env, Napi::Object exports) {
   exports.Set("JsonRows", define_json_rows(env));
   exports.Set("Loader", define_loader(env));
   exports.Set("textHash", Napi::Function::New(env, text_hash, "textHash"));
+  exports.Set("releaseFreeMemory", Napi::Function::New(env, release_free_memory, "releaseFreeMemory"));
   exports.Set("countCharacters", Napi::Function::New(env, characters, "countCharacters"));
 }
 

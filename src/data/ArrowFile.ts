@@ -2,8 +2,9 @@
  * Arrow IPC files as this project writes and reads them: record batches built over typed arrays, written piece by piece, read without copying
  * (the columns are views of the file's buffer). Any Arrow reader opens them. apache-arrow itself is loaded on first use.
  */
-import { createHash } from "node:crypto"
-import { closeSync, constants, fstatSync, openSync, readSync, writeSync } from "node:fs"
+import { createHash, webcrypto } from "node:crypto"
+import { closeSync, constants, openSync, writeSync } from "node:fs"
+import { open } from "node:fs/promises"
 import type { Data, DataType, RecordBatch, Schema, TypeMap } from "apache-arrow"
 import { Effect } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
@@ -66,21 +67,29 @@ export const openWriter = ({ AsyncByteQueue, RecordBatchFileWriter }: Arrow, fil
 const corrupt = (place: string, reason: string, remake: string): StageError =>
   new StageError({ failure: "corrupt", message: `${place}: ${reason}`, next: remake })
 
-/** The whole file, also beyond the 2 GiB that one read call takes. */
-const readWhole = (file: string): Uint8Array<ArrayBuffer> => {
-  const descriptor = openSync(file, "r")
-  try {
-    const buffer = new Uint8Array(fstatSync(descriptor).size)
-    for (let at = 0; at < buffer.length;) {
-      const read = readSync(descriptor, buffer, at, Math.min(buffer.length - at, 1 << 30), at)
-      if (read === 0) break
-      at += read
-    }
-    return buffer
-  } finally {
-    closeSync(descriptor)
-  }
+/** Memory to read files into, one after the other: it grows to the largest. */
+export interface Room {
+  bytes: Uint8Array<ArrayBuffer>
 }
+export const emptyRoom = (): Room => ({ bytes: new Uint8Array(0) })
+
+/** The whole file, also beyond the 2 GiB that one read call takes; read off the JavaScript thread. */
+const readWhole = async (file: string, room: Room): Promise<Uint8Array<ArrayBuffer>> => {
+  await using handle = await open(file, "r")
+  const { size } = await handle.stat()
+  if (room.bytes.length < size) room.bytes = new Uint8Array(size)
+  const buffer = room.bytes.subarray(0, size)
+  for (let at = 0; at < buffer.length;) {
+    const { bytesRead } = await handle.read(buffer, at, Math.min(buffer.length - at, 1 << 30), at)
+    if (bytesRead === 0) break
+    at += bytesRead
+  }
+  return buffer
+}
+
+/** Off the JavaScript thread too. */
+const sha256Of = async (bytes: Uint8Array<ArrayBuffer>): Promise<string> =>
+  Buffer.from(await webcrypto.subtle.digest("SHA-256", bytes)).toString("hex")
 
 export interface ReadOptions {
   readonly file: string
@@ -89,6 +98,8 @@ export interface ReadOptions {
   /** What to do about a damaged file. */
   readonly remake: string
   readonly sha256?: string | undefined
+  /** Where to read it to; what was read there before is gone. Default: memory of its own. */
+  readonly room?: Room | undefined
 }
 
 const magic = "ARROW1"
@@ -97,9 +108,12 @@ const magic = "ARROW1"
 export const readBatches = Effect.fn("ArrowFile.readBatches")(function* (options: ReadOptions) {
   const { tableFromIPC } = yield* arrow
   const { place, remake } = options
-  const buffer = yield* Effect.try({ try: () => readWhole(options.file), catch: fileFailure(place) })
+  const buffer = yield* Effect.tryPromise({
+    try: () => readWhole(options.file, options.room ?? emptyRoom()),
+    catch: fileFailure(place)
+  })
   if (options.sha256 !== undefined) {
-    const sha256 = createHash("sha256").update(buffer).digest("hex")
+    const sha256 = yield* Effect.promise(() => sha256Of(buffer))
     if (sha256 !== options.sha256)
       return yield* corrupt(place, `wrong sha256\n  expected ${options.sha256}\n  actual   ${sha256}`, remake)
   }

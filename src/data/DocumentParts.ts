@@ -5,7 +5,7 @@
  */
 
 /** Bytes of the longest part. */
-export const longestPart = 2 ** 24
+export const longestPart = 2 ** 22
 
 const isContinuation = (byte: number): boolean => (byte & 0xc0) === 0x80
 

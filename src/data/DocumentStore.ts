@@ -6,11 +6,18 @@ import { closeSync, openSync, readSync } from "node:fs"
 import type { ShardRows, TokenArray } from "./TokenShards.ts"
 
 /** Open files at a time. */
-const mostOpen = 128
+const mostOpen = 64
 
-/** Files that stay open between reads, those used last. Calls throw file system errors. */
+/** Files of one source that stay open between reads, those used last. Calls throw file system errors. */
 export class FilePool {
   readonly #open = new Map<string, number>()
+  #buffer = new Uint8Array(1 << 16)
+
+  /** Room for a document; the next call may give the same. */
+  buffer(bytes: number): Uint8Array<ArrayBuffer> {
+    if (bytes > this.#buffer.length) this.#buffer = new Uint8Array(Math.max(bytes, 2 * this.#buffer.length))
+    return this.#buffer.subarray(0, bytes)
+  }
 
   read(file: string, bytes: Uint8Array, position: number): void {
     let descriptor = this.#open.get(file)
@@ -44,7 +51,7 @@ export interface DocumentRows {
   readonly tokens: number
   /** Tokens of a document. */
   length(row: number): number
-  /** Its tokens; valid until the next call. */
+  /** Its tokens; valid until the next call, also one of other documents of the same pool. */
   read(row: number): TokenArray
 }
 
@@ -80,9 +87,10 @@ export const rowsInFile = (pool: FilePool, file: string, shard: ShardRows): Docu
     },
     read: (row) => {
       const [start, end] = rangeOf(row)
-      const bytes = new Uint8Array((end - start) * width)
+      const length = end - start
+      const bytes = pool.buffer(length * width)
       pool.read(file, bytes, tokensAt + start * width)
-      return wide ? new Uint32Array(bytes.buffer) : new Uint16Array(bytes.buffer)
+      return wide ? new Uint32Array(bytes.buffer, 0, length) : new Uint16Array(bytes.buffer, 0, length)
     }
   }
 }

@@ -7,7 +7,7 @@ import type { List, Uint16, Uint32, Utf8 } from "apache-arrow"
 import { Effect, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { StageError } from "../pipeline/StageType.ts"
-import { arrow, batchOf, columnOf, openWriter, readBatches } from "./ArrowFile.ts"
+import { arrow, batchOf, columnOf, openWriter, readBatches, type Room } from "./ArrowFile.ts"
 import { fileFailure } from "./FileFailure.ts"
 
 /** "document": one at the start (BOS) or end (EOS) of every document. */
@@ -195,13 +195,15 @@ const expected = (policy: TokenPolicy): string =>
 export const readShard = Effect.fn("TokenShards.readShard")(function* (
   handle: ArtifactHandle,
   shard: Shard,
-  policy: TokenPolicy
+  policy: TokenPolicy,
+  room?: Room
 ) {
   const { batches, metadata, columns, failure } = yield* readBatches({
     file: join(handle.folder, shard.path),
     place: `${handle.origin}: ${shard.path}`,
     remake: remake(handle),
-    sha256: shard.sha256
+    sha256: shard.sha256,
+    room
   })
   if (columns.join(", ") !== expected(policy))
     return yield* failure(`the columns are ${columns.join(", ")}, not ${expected(policy)}`)

@@ -148,6 +148,11 @@ export interface Native {
   readonly Loader: new (path: string, layout: LoaderLayout) => Loader
   /** XXH64 of the bytes, its upper 53 bits as a fraction in [0, 1). */
   textHash(bytes: Uint8Array, seed: number): number
+  /**
+   * Gives memory that was freed back to the system, where the C library keeps it in many pieces: threads that allocate and free large buffers in turns
+   * leave some in each of its arenas.
+   */
+  releaseFreeMemory(): void
   /** Characters of valid UTF-8. */
   countCharacters(text: Uint8Array): number
   /** The vocabulary of a tokenizer.model. Throws an Error for what is none, and for a model that would be encoded otherwise. */

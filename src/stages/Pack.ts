@@ -5,8 +5,9 @@
  */
 import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
-import { Effect, Schema } from "effect"
+import { Effect, Fiber, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
+import { emptyRoom } from "../data/ArrowFile.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { type DatasetMetadata, openSplitWriter, type Split } from "../data/PackedDataset.ts"
 import { FilePool, rowsInFile, Source } from "../data/DocumentStore.ts"
@@ -204,22 +205,34 @@ export const packStage = defineStage({
     const stop = Effect.suspend(() =>
       context.stopRequested() ? new Preempted({ message: "stopped while packing; it starts anew" }) : Effect.void
     )
-    const pool = yield* Effect.acquireRelease(
-      Effect.sync(() => new FilePool()),
-      (opened) => Effect.sync(() => opened.close())
-    )
     const sources = inputs.map(({ name }) => new Source(name))
+    const rooms = [emptyRoom(), emptyRoom()]
     const decision = new HoldOut(sources, validation, blockLength)
-    for (const [s, { facts, handle }] of inputs.entries())
-      for (const shard of facts.shards) {
+    for (const [s, { facts, handle }] of inputs.entries()) {
+      const pool = yield* Effect.acquireRelease(
+        Effect.sync(() => new FilePool()),
+        (opened) => Effect.sync(() => opened.close())
+      )
+      // While one shard is gone through, the next is read and its digest taken, on threads of their own.
+      const startReading = (index: number) => {
+        const shard = facts.shards[index]
+        return shard === undefined
+          ? Effect.succeed(undefined)
+          : Effect.forkChild(readShard(handle, shard, policy, rooms[index % 2]), { startImmediately: true })
+      }
+      let running = yield* startReading(0)
+      for (const [index, shard] of facts.shards.entries()) {
         yield* stop
-        for (const rows of yield* readShard(handle, shard, policy)) {
+        const parts = running === undefined ? [] : yield* Fiber.join(running)
+        running = yield* startReading(index + 1)
+        for (const rows of parts) {
           const before = sources[s]?.documents ?? 0
           sources[s]?.add(rowsInFile(pool, join(handle.folder, shard.path), rows))
           for (let row = 0; row < rows.documents; row++)
             decision.see(s, before + row, rows.tokens.subarray(rows.offsets[row], rows.offsets[row + 1]))
         }
       }
+    }
     const added = decision.finish()
     const bestFit = packing === "best-fit"
     const shares = bestFit
@@ -316,23 +329,24 @@ export const packStage = defineStage({
           ? new BestFitStream(source, s, split === "validation", streamSeed, blockLength)
           : new TokenStream(source, s, split === "validation", streamSeed)
       )
-      let blocks = 0
-      for (const s of order) {
-        yield* Effect.try({
-          try: () => {
-            const block = writer.next()
-            const filled = streams[s]?.fill(block)
-            if (filled !== undefined) writer.describe(filled.boundaries, filled.length)
-            lit?.write(block)
-          },
-          catch: fileFailure(`${split}.arrow`)
-        })
-        done += blockLength
-        if (++blocks % 1024 === 0) {
-          yield* stop
-          context.progress({ done, total, unit: "tokens" })
-          yield* Effect.yieldNow
+      const iterator = order[Symbol.iterator]()
+      /** Writes up to 256 blocks; false: these were the last. */
+      const writeSome = (): boolean => {
+        for (let i = 0; i < 256; i++) {
+          const next = iterator.next()
+          if (next.done === true) return false
+          const block = writer.next()
+          const filled = streams[next.value]?.fill(block)
+          if (filled !== undefined) writer.describe(filled.boundaries, filled.length)
+          lit?.write(block)
+          done += blockLength
         }
+        return true
+      }
+      while (yield* Effect.try({ try: writeSome, catch: fileFailure(`${split}.arrow`) })) {
+        yield* stop
+        context.progress({ done, total, unit: "tokens" })
+        yield* Effect.yieldNow
       }
       return yield* Effect.try({ try: () => writer.close(), catch: fileFailure(`${split}.arrow`) })
     })

@@ -21,8 +21,8 @@ import { defineStage, parameter, Preempted, StageError } from "../pipeline/Stage
 import { forecastTokenize } from "./TextForecast.ts"
 import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
-/** Bytes of text a second on the one core that it takes: the tokenizer's 40 to 50 MB/s (docs/performance.md), and reading, digests, writing. */
-const TOKENIZE_RATE = 15e6
+/** Bytes of text a second and thread, reading, digests and writing included: half of what the tokenizer alone does (docs/performance.md). */
+const TOKENIZE_RATE = 40e6
 
 /** Where the reader stands after a shard, and the shard itself: what the next attempt needs. */
 const Finished = Schema.fromJsonString(
@@ -143,7 +143,7 @@ export const tokenizeStage = defineStage({
     return yield* extentOf(work, done)
   }),
   forecast: ({ bos, eos, tokenizer }, { documents }) => forecastTokenize({ tokenizer, bos, eos }, documents),
-  modelSeconds: ({ amount }) => secondsOfBytes(amount, TOKENIZE_RATE),
+  modelSeconds: ({ amount }, _, threads) => secondsOfBytes(amount, TOKENIZE_RATE * threads),
 
   run: Effect.fn("tokenize")(function* (context) {
     const { bos, eos, shard_bytes } = context.params
@@ -178,10 +178,11 @@ export const tokenizeStage = defineStage({
         message: `${fields[0]} is asked for as a value, and ${fields[1]} as a field inside it`,
         next: "correct text_field or where"
       })
+    const native = yield* load.pipe(Effect.mapError(notBuilt))
     const reader = readDocuments(
       files,
       {
-        native: yield* load.pipe(Effect.mapError(notBuilt)),
+        native,
         textField: text_field,
         filter: { where, sample, minCharacters: min_chars, maxCharacters: max_chars },
         invalidUtf8: invalid_utf8,
@@ -216,6 +217,7 @@ export const tokenizeStage = defineStage({
       })
       shards.push(note.shard)
       builder.clear()
+      native.releaseFreeMemory()
       report()
     })
     /** Enters what a batch gave, in order; a shard closes behind the document that fills it. */

@@ -5,6 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
 import type { Quarantined } from "../../src/data/DocumentReader.ts"
+import { longestPart } from "../../src/data/DocumentParts.ts"
 import { encodeList } from "../../src/data/Documents.ts"
 import { factsOf, readShard } from "../../src/data/TokenShards.ts"
 import { loadTokenizer } from "../../src/engine/Tokenizer.ts"
@@ -257,7 +258,7 @@ describe("tokenize", () => {
   it.live("a document of many parts has the tokens of the whole, and one BOS and EOS", () =>
     Effect.gen(function* () {
       const line = "A line of text that is repeated, with größe and  two spaces.\n"
-      const text = line.repeat(Math.ceil((2 ** 24 * 1.02) / Buffer.byteLength(line)))
+      const text = line.repeat(Math.ceil((longestPart * 1.02) / Buffer.byteLength(line)))
       const files = { "long.txt": text, "rows.jsonl": `${JSON.stringify({ text })}\n{"text":"x"}\n` }
       const { documents, logs } = yield* tokenize(files, { eos: "document" })
       const tokenizer = yield* loadTokenizer("llama-2")
@@ -270,7 +271,7 @@ describe("tokenize", () => {
         const joined = Int32Array.from([...(documents[first]?.tokens ?? []), ...(documents[first + 1]?.tokens ?? [])])
         assert.isTrue(Buffer.from(joined.buffer).equals(Buffer.from(whole.buffer, whole.byteOffset, whole.byteLength)))
       }
-      assert.include(logs.join("\n"), "2 documents of more than 16777216 bytes are in 4 rows")
+      assert.include(logs.join("\n"), "2 documents of more than 4194304 bytes are in 4 rows")
     })
   )
 
