@@ -4,6 +4,7 @@
 #include <bit>
 #include <bitset>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string_view>
 #include <unordered_map>
@@ -102,12 +103,12 @@ void Vocabulary::build_merges(const std::vector<std::u32string>& texts, const st
 
   // Every symbol that merging can meet is a normal piece, so the pairs of normal pieces whose concatenation is one are all the merges.
   std::vector<std::uint64_t> found;
-  ranks_.assign(pieces_.size(), no_rank);
+  std::vector<std::uint32_t> ranks(pieces_.size(), no_rank);  // of a piece as the result of a merge
   std::uint32_t rank = 0;
   for (std::size_t i = 0; i < by_score.size(); ++i) {
     const std::size_t id = by_score[i];
     if (i > 0 && scores[id] != scores[by_score[i - 1]]) ++rank;
-    ranks_[id] = rank;
+    ranks[id] = rank;
     const std::u32string_view text = texts[id];
     for (std::size_t cut = 1; cut < text.size(); ++cut) {
       const auto left = ids.find(text.substr(0, cut));
@@ -116,13 +117,43 @@ void Vocabulary::build_merges(const std::vector<std::u32string>& texts, const st
       found.push_back(merge_key(left->second, right->second) << id_bits | id);
     }
   }
-  merge_shift_ = table_shift(found.size());
-  merges_.assign(table_size(merge_shift_), empty_key);
-  for (const std::uint64_t merge : found) {
-    std::size_t slot = hash(merge >> id_bits) >> merge_shift_;
-    while (merges_[slot] != empty_key) slot = (slot + 1) & (merges_.size() - 1);
-    merges_[slot] = merge;
+  for (merge_shift_ = table_shift(found.size()); !place_merges(found); --merge_shift_) {
+    require(merge_shift_ > 36, "the vocabulary's merges cannot be hashed");
   }
+  merge_ranks_.assign(merges_.size(), no_rank);
+  for (std::size_t slot = 0; slot < merges_.size(); ++slot) {
+    if (merges_[slot] != empty_key) merge_ranks_[slot] = ranks[merges_[slot] & id_mask];
+  }
+}
+
+// Fills merges_ and displacements_ for the table's size in merge_shift_; buckets of many merges first, as they are the hardest to place. False when a
+// bucket finds no displacement.
+bool Vocabulary::place_merges(const std::vector<std::uint64_t>& merges) {
+  displacement_shift_ = std::min(63, merge_shift_ + 3);  // one displacement for eight slots
+  merges_.assign(table_size(merge_shift_), empty_key);
+  displacements_.assign(table_size(displacement_shift_), 0);
+  std::vector<std::vector<std::uint64_t>> buckets(displacements_.size());
+  for (const std::uint64_t merge : merges) buckets[mix(merge >> id_bits) >> displacement_shift_].push_back(merge);
+  std::vector<std::size_t> order(buckets.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return buckets[a].size() > buckets[b].size(); });
+  for (const std::size_t bucket : order) {
+    const std::vector<std::uint64_t>& members = buckets[bucket];
+    std::uint32_t displacement = 0;
+    for (; displacement <= std::numeric_limits<std::uint16_t>::max(); ++displacement) {
+      std::size_t placed = 0;
+      for (; placed < members.size(); ++placed) {
+        std::uint64_t& slot = merges_[merge_slot(mix(members[placed] >> id_bits), static_cast<std::uint16_t>(displacement))];
+        if (slot != empty_key) break;
+        slot = members[placed];
+      }
+      if (placed == members.size()) break;
+      while (placed-- > 0) merges_[merge_slot(mix(members[placed] >> id_bits), static_cast<std::uint16_t>(displacement))] = empty_key;
+    }
+    if (displacement > std::numeric_limits<std::uint16_t>::max()) return false;
+    displacements_[bucket] = static_cast<std::uint16_t>(displacement);
+  }
+  return true;
 }
 
 void Vocabulary::build_pairs(const std::vector<std::u32string>& texts) {

@@ -42,16 +42,15 @@ class Vocabulary {
   // Id of the normal piece that is this one character, or no_id.
   std::int32_t character_id(char32_t c) const { return static_cast<std::int32_t>(character(c) & character_mask) - 1; }
 
-  // The merge of two pieces; rank no_rank when their concatenation is no normal piece.
+  // The merge of two pieces; rank no_rank, and an id without meaning, when their concatenation is no normal piece. Without a branch: whether two
+  // pieces merge cannot be foretold.
   Merge merge(std::int32_t left, std::int32_t right) const {
     const std::uint64_t key = merge_key(left, right);
-    for (std::size_t slot = hash(key) >> merge_shift_;; slot = (slot + 1) & (merges_.size() - 1)) {
-      if (merges_[slot] >> id_bits == key) {
-        const auto id = static_cast<std::int32_t>(merges_[slot] & id_mask);
-        return {ranks_[static_cast<std::size_t>(id)], id};
-      }
-      if (merges_[slot] == empty_key) return {};
-    }
+    const std::uint64_t mixed = mix(key);
+    const std::size_t slot = merge_slot(mixed, displacements_[mixed >> displacement_shift_]);
+    const std::uint64_t found = merges_[slot];
+    const std::uint32_t rank = merge_ranks_[slot];
+    return {found >> id_bits == key ? rank : no_rank, static_cast<std::int32_t>(found & id_mask)};
   }
 
   // False when no normal piece holds these two characters side by side: then no merge ever crosses the boundary between them, the ids on
@@ -94,9 +93,18 @@ class Vocabulary {
     return key * 0x9E3779B97F4A7C15u;
   }
 
+  static std::uint64_t mix(std::uint64_t key) {
+    key *= 0x9E3779B97F4A7C15u;
+    return key ^ key >> 32;
+  }
+  std::size_t merge_slot(std::uint64_t mixed, std::uint16_t displacement) const {
+    return (mixed ^ displacement * 0xD6E8FEB86659FD93u) * 0xA0761D6478BD642Fu >> merge_shift_;
+  }
+
   void read_special_pieces();
   void build_characters(const std::vector<std::u32string>& texts);
   void build_merges(const std::vector<std::u32string>& texts, const std::vector<float>& scores);
+  bool place_merges(const std::vector<std::uint64_t>& merges);
   void build_pairs(const std::vector<std::u32string>& texts);
   void build_ascii_pairs(const std::vector<std::u32string>& texts);
   void find_space_runs(const std::vector<std::u32string>& texts, const std::vector<float>& scores);
@@ -109,9 +117,11 @@ class Vocabulary {
   std::int32_t eos_ = no_id;
   std::array<std::uint16_t, 0x1100> page_of_{};  // of 256 code points each; page 0 is empty
   std::vector<std::array<std::uint32_t, 256>> character_pages_;
-  std::vector<std::uint64_t> merges_;  // open addressing, a power of two, at most half full
-  int merge_shift_ = 0;
-  std::vector<std::uint32_t> ranks_;  // of a piece as the result of a merge
+  // A perfect hash (hash and displace): the upper bits of a mixed key choose a displacement, with which no two merges share a slot.
+  std::vector<std::uint64_t> merges_;
+  std::vector<std::uint32_t> merge_ranks_;
+  std::vector<std::uint16_t> displacements_;
+  int merge_shift_ = 0, displacement_shift_ = 0;
   AsciiPairs ascii_pairs_;
   std::vector<std::uint64_t> pairs_;  // likewise
   int pair_shift_ = 0;
