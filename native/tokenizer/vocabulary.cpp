@@ -233,8 +233,8 @@ void Vocabulary::build_ascii_pairs(const std::vector<std::u32string>& texts) {
 //      after the word has taken the last ▁ or left it, and, ties going leftmost, it grows from the left into pieces of L and one of the rest.
 void Vocabulary::find_space_runs(const std::vector<std::u32string>& texts, const std::vector<float>& scores) {
   std::vector<std::int32_t> runs;
-  float lowest_word = 0, highest_run = 0, lowest_run = 0;
-  bool any_word = false;
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  float lowest_word = infinity, highest_run = -infinity, lowest_run = infinity;
   for (std::size_t id = 0; id < texts.size(); ++id) {
     const std::u32string& text = texts[id];
     if (text.empty()) continue;
@@ -242,16 +242,15 @@ void Vocabulary::find_space_runs(const std::vector<std::u32string>& texts, const
       if (runs.size() < text.size()) runs.resize(text.size(), no_id);
       runs[text.size() - 1] = static_cast<std::int32_t>(id);
       if (text.size() == 1) continue;
-      highest_run = highest_run == 0 ? scores[id] : std::max(highest_run, scores[id]);
-      lowest_run = lowest_run == 0 ? scores[id] : std::min(lowest_run, scores[id]);
+      highest_run = std::max(highest_run, scores[id]);
+      lowest_run = std::min(lowest_run, scores[id]);
     } else if (text.size() > 1) {
       if (text.find(space_symbol, 1) != std::u32string::npos) return;
-      lowest_word = any_word ? std::min(lowest_word, scores[id]) : scores[id];
-      any_word = true;
+      lowest_word = std::min(lowest_word, scores[id]);
     }
   }
   if (std::find(runs.begin(), runs.end(), no_id) != runs.end()) return;
-  if (runs.size() > 1 && (highest_run != lowest_run || (any_word && highest_run >= lowest_word))) return;
+  if (runs.size() > 1 && (highest_run != lowest_run || highest_run >= lowest_word)) return;
   space_runs_ = std::move(runs);
 }
 
