@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, FileSystem, Layer } from "effect"
-import { schemaNames, schemaText } from "../src/pipeline/FileSchemas.ts"
+import { schemaNames, schemaText } from "../src/pipeline/file/FileSchemas.ts"
 import * as registry from "../src/stages/registry.ts"
 
 const folder = fileURLToPath(new URL("../schemas", import.meta.url))

@@ -26,8 +26,8 @@ import { whyCommand } from "./cli/commands/why.ts"
 import { verifyCommand } from "./cli/commands/verify.ts"
 import { watchCommand } from "./cli/commands/watch.ts"
 import { report, teardown } from "./cli/Ending.ts"
-import { PreflightRules } from "./pipeline/Preflight.ts"
-import { runMain } from "./pipeline/Signals.ts"
+import { PreflightRules } from "./pipeline/plan/Preflight.ts"
+import { runMain } from "./pipeline/run/Signals.ts"
 import * as registry from "./stages/registry.ts"
 
 const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {

@@ -3,8 +3,8 @@ import * as module from "node:module"
 
 module.enableCompileCache()
 const [{ workerMain }, { onTrial }, { layer }] = await Promise.all([
-  import("./pipeline/Worker.ts"),
-  import("./pipeline/trial/TrialWorker.ts"),
+  import("./pipeline/run/Worker.ts"),
+  import("./pipeline/plugin/trial/TrialWorker.ts"),
   import("./stages/registry.ts")
 ])
 workerMain(onTrial(layer, process.argv[2] ?? ""))

@@ -2,5 +2,8 @@
 import * as module from "node:module"
 
 module.enableCompileCache()
-const [{ workerMain }, { layer }] = await Promise.all([import("./pipeline/Worker.ts"), import("./stages/registry.ts")])
+const [{ workerMain }, { layer }] = await Promise.all([
+  import("./pipeline/run/Worker.ts"),
+  import("./stages/registry.ts")
+])
 workerMain(layer)

@@ -1,8 +1,8 @@
 /** A diff of two pipelines for a terminal and, as Markdown, for a pull request. Pure. */
 import type { Schema } from "effect"
-import { describeChange } from "../pipeline/KeyDifference.ts"
-import { type FieldChange, isWork, type PipelineDiff, type StageEffect } from "../pipeline/Diff.ts"
-import type { PlanTotals } from "../pipeline/PlanTotals.ts"
+import { describeChange } from "../pipeline/plan/KeyDifference.ts"
+import { type FieldChange, isWork, type PipelineDiff, type StageEffect } from "../pipeline/plan/Diff.ts"
+import type { PlanTotals } from "../pipeline/plan/PlanTotals.ts"
 import * as Format from "./Format.ts"
 
 export interface DiffReport {

@@ -3,7 +3,7 @@
  * with a progress line now and then. With --json: every event as one line of JSON on stdout.
  */
 import { Clock, Effect, PubSub, Ref, Schedule, Schema, type Scope } from "effect"
-import { RunEvent, RunEvents } from "../pipeline/RunEvent.ts"
+import { RunEvent, RunEvents } from "../pipeline/runs/RunEvent.ts"
 import { eventLine, follow, readingLine, type StageReading } from "./EventLines.ts"
 
 export type DisplayMode = "live" | "plain" | "json"

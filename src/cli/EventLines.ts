@@ -1,5 +1,5 @@
 /** A run's events as lines of text, for a pipe, for the lines above the live display, and for `runs show`. Pure. */
-import type { RunEvent } from "../pipeline/RunEvent.ts"
+import type { RunEvent } from "../pipeline/runs/RunEvent.ts"
 import * as Format from "./Format.ts"
 
 /** The permanent line of an event, or undefined for what only the live display shows (progress). */

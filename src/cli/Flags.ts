@@ -2,7 +2,7 @@
 import { relative } from "node:path"
 import { Effect } from "effect"
 import { Argument, Flag } from "effect/cli"
-import * as Pipeline from "../pipeline/Pipeline.ts"
+import * as Pipeline from "../pipeline/file/Pipeline.ts"
 
 export const runs = Flag.Directory("runs").pipe(
   Flag.withDefault("runs"),

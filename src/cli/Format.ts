@@ -1,5 +1,5 @@
 /** Numbers and tables as people read them. Pure functions; no colour, no terminal. */
-export { formatBytes as bytes } from "../pipeline/Quantity.ts"
+export { formatBytes as bytes } from "../pipeline/file/Quantity.ts"
 
 /** 1234567 → "1.23M"; below 10,000 as it is. */
 export const count = (value: number): string => {

@@ -1,6 +1,6 @@
 /** A plan as a person reads it: a row for each stage, then what it takes as a whole. Pure. */
-import { describeReason, type StagePlan, willRun } from "../pipeline/Plan.ts"
-import type { PlanTotals } from "../pipeline/PlanTotals.ts"
+import { describeReason, type StagePlan, willRun } from "../pipeline/plan/Plan.ts"
+import type { PlanTotals } from "../pipeline/plan/PlanTotals.ts"
 import * as Format from "./Format.ts"
 
 /** `argument` is what `tinyllama run` takes to do this. */

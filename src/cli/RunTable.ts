@@ -1,7 +1,7 @@
 /** The short table at a run's end: what was made, how good, where, and what to run next. Pure. */
 import { relative } from "node:path"
-import type { ResolvedPipeline } from "../pipeline/ResolvedPipeline.ts"
-import type { RunSummary, StageSummary } from "../pipeline/Runner.ts"
+import type { ResolvedPipeline } from "../pipeline/file/ResolvedPipeline.ts"
+import type { RunSummary, StageSummary } from "../pipeline/run/Runner.ts"
 import * as Format from "./Format.ts"
 
 export const summaryText = (summary: RunSummary, pipeline: ResolvedPipeline): string =>

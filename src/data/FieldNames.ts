@@ -1,5 +1,5 @@
 /** What to say about a field or column that is not there. */
-import { didYouMean } from "../pipeline/Diagnostics.ts"
+import { didYouMean } from "../pipeline/file/Diagnostics.ts"
 import { StageError } from "../pipeline/StageType.ts"
 
 /** `; did you mean "text"?`, or the names that there are. */

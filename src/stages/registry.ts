@@ -20,7 +20,7 @@ const names = Object.keys(stages)
 
 /** Made when the first plugin is named: most pipelines have none. */
 const pluginLoader = Effect.runSync(
-  Effect.cached(Effect.promise(async () => (await import("../pipeline/PluginStage.ts")).makeLoader(names)))
+  Effect.cached(Effect.promise(async () => (await import("../pipeline/plugin/PluginStage.ts")).makeLoader(names)))
 )
 
 export const layer = Layer.succeed(StageRegistry, {

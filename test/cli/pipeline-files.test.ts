@@ -2,7 +2,7 @@
 import { lstatSync, readFileSync, symlinkSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
-import { schemaNames } from "../../src/pipeline/FileSchemas.ts"
+import { schemaNames } from "../../src/pipeline/file/FileSchemas.ts"
 import { folderWith, root, tinyllama } from "../end-to-end/command-line.ts"
 
 const good = `version: 1

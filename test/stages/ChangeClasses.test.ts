@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, type Schema } from "effect"
-import { parameterDifferences } from "../../src/pipeline/KeyDifference.ts"
+import { parameterDifferences } from "../../src/pipeline/plan/KeyDifference.ts"
 import { StageRegistry } from "../../src/pipeline/StageRegistry.ts"
 import type { AnyStageType, ChangeClass } from "../../src/pipeline/StageType.ts"
 import * as Stages from "../../src/stages/registry.ts"

@@ -1,10 +1,10 @@
 /** `tinyllama accept STAGE --because TEXT`: an older result stands for what the file asks now, on record, in place of a rerun. */
 import { Console, Effect, Option } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
-import { accept, revoke } from "../../pipeline/Accept.ts"
-import { type Acceptance, KeyLedger } from "../../pipeline/KeyLedger.ts"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import { UsageError } from "../../pipeline/Selection.ts"
+import { accept, revoke } from "../../pipeline/plan/Accept.ts"
+import { type Acceptance, KeyLedger } from "../../pipeline/plan/KeyLedger.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import { UsageError } from "../../pipeline/plan/Selection.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
 

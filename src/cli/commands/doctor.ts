@@ -7,7 +7,7 @@ import { Console, Effect, FileSystem, Layer, Option } from "effect"
 import { Argument, Command } from "effect/cli"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import * as Native from "../../engine/Native.ts"
-import type { Finding } from "../../pipeline/Preflight.ts"
+import type { Finding } from "../../pipeline/plan/Preflight.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
@@ -78,9 +78,9 @@ const ofPipeline = Effect.fn("doctor.pipeline")(function* (
 ) {
   const [LocalRunner, { plan }, { preflight }] = yield* Effect.promise(() =>
     Promise.all([
-      import("../../pipeline/LocalRunner.ts"),
-      import("../../pipeline/Plan.ts"),
-      import("../../pipeline/Preflight.ts")
+      import("../../pipeline/run/LocalRunner.ts"),
+      import("../../pipeline/plan/Plan.ts"),
+      import("../../pipeline/plan/Preflight.ts")
     ])
   )
   const pipeline = yield* Flags.loadPipeline(flags)

@@ -3,7 +3,7 @@ import { realpathSync } from "node:fs"
 import { Console, Effect, Path } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import { writeFileAtomic } from "../../artifacts/DurableFile.ts"
-import { readPipelineText } from "../../pipeline/Pipeline.ts"
+import { readPipelineText } from "../../pipeline/file/Pipeline.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
 
@@ -21,7 +21,7 @@ export const fmtCommand = Command.make(
     )
   },
   Effect.fn(function* (flags) {
-    const { formatPipeline } = yield* Effect.promise(() => import("../../pipeline/PipelineFormat.ts"))
+    const { formatPipeline } = yield* Effect.promise(() => import("../../pipeline/file/PipelineFormat.ts"))
     const path = yield* Path.Path
     const unformatted: Array<string> = []
     for (const file of flags.files.length === 0 ? ["pipeline.yaml"] : flags.files) {

@@ -1,9 +1,9 @@
 /** `tinyllama gc`: removes from the store what no run reaches. */
 import { Console, Effect } from "effect"
 import { Command, Flag } from "effect/cli"
-import * as Collection from "../../pipeline/Collection.ts"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import * as StoreLock from "../../pipeline/StoreLock.ts"
+import * as Collection from "../../pipeline/runs/Collection.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import * as StoreLock from "../../pipeline/runs/StoreLock.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
 

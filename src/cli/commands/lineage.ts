@@ -2,8 +2,8 @@
 import { Console, Effect, type Schema } from "effect"
 import { Argument, Command } from "effect/cli"
 import { canonicalJson } from "../../artifacts/CanonicalJson.ts"
-import { lineage, type LineageNode, type Made } from "../../pipeline/Lineage.ts"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
+import { lineage, type LineageNode, type Made } from "../../pipeline/runs/Lineage.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
 

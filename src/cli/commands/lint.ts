@@ -1,9 +1,9 @@
 /** `tinyllama lint [FILE]`: a pipeline file's errors, and what is legal in it but suspicious. Exit 3 for errors; with --strict 1 for warnings. */
 import { Console, Effect, Path } from "effect"
 import { Command, Flag } from "effect/cli"
-import { renderDiagnostic } from "../../pipeline/Diagnostics.ts"
-import type { Finding } from "../../pipeline/lint/Finding.ts"
-import { readPipelineText } from "../../pipeline/Pipeline.ts"
+import { renderDiagnostic } from "../../pipeline/file/Diagnostics.ts"
+import type { Finding } from "../../pipeline/file/lint/Finding.ts"
+import { readPipelineText } from "../../pipeline/file/Pipeline.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
 
@@ -18,7 +18,7 @@ export const lintCommand = Command.make(
     json: Flags.json
   },
   Effect.fn(function* (flags) {
-    const { lint } = yield* Effect.promise(() => import("../../pipeline/lint/Lint.ts"))
+    const { lint } = yield* Effect.promise(() => import("../../pipeline/file/lint/Lint.ts"))
     const path = yield* Path.Path
     const text = yield* readPipelineText(flags.file)
     const { errors, findings } = yield* lint({

@@ -1,11 +1,11 @@
 /** `tinyllama logs [RUN[/STAGE]]`: a run's journal as lines of text; -f goes along with a run in another process. */
 import { Console, Effect, Schema, Stream } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
-import type { DamagedLine, JournalLine } from "../../pipeline/JournalReader.ts"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import * as Logs from "../../pipeline/Logs.ts"
-import { RunEvent } from "../../pipeline/RunEvent.ts"
-import { Runs } from "../../pipeline/Runs.ts"
+import type { DamagedLine, JournalLine } from "../../pipeline/runs/JournalReader.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import * as Logs from "../../pipeline/runs/Logs.ts"
+import { RunEvent } from "../../pipeline/runs/RunEvent.ts"
+import { Runs } from "../../pipeline/runs/Runs.ts"
 import { eventLine } from "../EventLines.ts"
 import * as Flags from "../Flags.ts"
 

@@ -1,9 +1,9 @@
 /** `tinyllama runs`: what was run. Here the list and what people say of runs; showing and comparing have files of their own. */
 import { Console, Effect } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
-import * as Collection from "../../pipeline/Collection.ts"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import { type RunInfo, Runs } from "../../pipeline/Runs.ts"
+import * as Collection from "../../pipeline/runs/Collection.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import { type RunInfo, Runs } from "../../pipeline/runs/Runs.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
 import { compare } from "./runs-compare.ts"

@@ -13,7 +13,7 @@ export const schemaCommand = Command.make(
     )
   },
   Effect.fn(function* (flags) {
-    const { schemaText } = yield* Effect.promise(() => import("../../pipeline/FileSchemas.ts"))
+    const { schemaText } = yield* Effect.promise(() => import("../../pipeline/file/FileSchemas.ts"))
     const text = yield* schemaText(flags.name)
     yield* Effect.sync(() => process.stdout.write(text))
   })

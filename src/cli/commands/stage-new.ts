@@ -4,7 +4,7 @@ import { dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { Console, Effect } from "effect"
 import { Argument, Command } from "effect/cli"
-import { UsageError } from "../../pipeline/Selection.ts"
+import { UsageError } from "../../pipeline/plan/Selection.ts"
 import { StageRegistry } from "../../pipeline/StageRegistry.ts"
 
 /** A stage that works, and is tested as all of examples/ is. */

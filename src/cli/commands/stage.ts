@@ -1,7 +1,7 @@
 /** `tinyllama stage ls`, `stage describe TYPE`, `stage new NAME`, `stage test STAGE`: the stage types with their ports and parameters, read from their definitions. */
 import { Console, Effect, Schema } from "effect"
 import { Argument, Command } from "effect/cli"
-import { didYouMean } from "../../pipeline/Diagnostics.ts"
+import { didYouMean } from "../../pipeline/file/Diagnostics.ts"
 import { StageRegistry } from "../../pipeline/StageRegistry.ts"
 import type { AnyStageType, Parameter } from "../../pipeline/StageType.ts"
 import { Ended } from "../Ending.ts"

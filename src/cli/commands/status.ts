@@ -1,9 +1,9 @@
 /** `tinyllama status [RUN]`: how far a run is, from its journal; it may be running in another terminal. */
 import { Clock, Console, Effect } from "effect"
 import { Command } from "effect/cli"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import type { RunEvent } from "../../pipeline/RunEvent.ts"
-import { type RunInfo, Runs } from "../../pipeline/Runs.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import type { RunEvent } from "../../pipeline/runs/RunEvent.ts"
+import { type RunInfo, Runs } from "../../pipeline/runs/Runs.ts"
 import { follow, readingLine, type StageReading } from "../EventLines.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"

@@ -1,9 +1,9 @@
 /** `tinyllama why STAGE`: why it is fresh, stale or pending, as a difference of two keys. */
 import { Console, Effect } from "effect"
 import { Argument, Command } from "effect/cli"
-import * as LocalRunner from "../../pipeline/LocalRunner.ts"
-import { describeReason } from "../../pipeline/Plan.ts"
-import { type Explanation, why } from "../../pipeline/Why.ts"
+import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import { describeReason } from "../../pipeline/plan/Plan.ts"
+import { type Explanation, why } from "../../pipeline/plan/Why.ts"
 import * as Flags from "../Flags.ts"
 
 export const whyCommand = Command.make(

@@ -4,7 +4,7 @@ import { HttpClient } from "effect/http"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as HttpClientResponse from "effect/http/HttpClientResponse"
 import * as Hub from "../../data/Hub.ts"
-import type { Finding, Rule } from "../../pipeline/Preflight.ts"
+import type { Finding, Rule } from "../../pipeline/plan/Preflight.ts"
 import type { downloadStage } from "../Download.ts"
 import { missing, ok, stageRule, stagesOf, type Verdict, warning } from "./StageRule.ts"
 

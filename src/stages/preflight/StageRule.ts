@@ -1,6 +1,6 @@
 /** Rules about stages of one type, with its parameters typed as the type declares them. */
 import { Effect } from "effect"
-import type { Examined, Finding, PreflightContext, Rule } from "../../pipeline/Preflight.ts"
+import type { Examined, Finding, PreflightContext, Rule } from "../../pipeline/plan/Preflight.ts"
 import type { AnyStageType, Decoded } from "../../pipeline/StageType.ts"
 
 export interface ExaminedAs<S extends AnyStageType> extends Omit<Examined, "params"> {

@@ -1,5 +1,5 @@
 /** What the program knows of its own stages before they run: one small rule a file. */
-import type { Rule } from "../../pipeline/Preflight.ts"
+import type { Rule } from "../../pipeline/plan/Preflight.ts"
 import { batch } from "./Batch.ts"
 import { budget } from "./Budget.ts"
 import * as ContextLength from "./ContextLength.ts"

@@ -1,0 +1,223 @@
+/** Decodes what surrounds a stage's parameters: edges, order, resources, retry policy, time limits. */
+import { Duration } from "effect"
+import { type Diagnostic, didYouMean } from "./Diagnostics.ts"
+import { checkKeys, describeVia, suggest } from "./Overlay.ts"
+import { bytesForm, durationForm, parseBytes, parseDuration } from "./Quantity.ts"
+import type { Edge, Resources, RetryPolicy } from "./ResolvedPipeline.ts"
+import { type AnyStageType, FailureClass } from "../StageType.ts"
+import { diagnose, type MappingNode, type Node, type Span } from "./YamlSource.ts"
+
+/** Trying again unchanged cannot help against these. */
+const hopeless: ReadonlyArray<FailureClass> = ["out-of-memory", "invalid-input", "diverged", "check-failed"]
+/** What a retry policy may name. */
+export const retryable = FailureClass.literals.filter((failure) => !hopeless.includes(failure))
+
+export const defaultRetry: RetryPolicy = {
+  times: 2,
+  backoff: "exponential",
+  base: Duration.seconds(1),
+  max: Duration.minutes(5),
+  jitter: true,
+  for: ["network", "worker-lost"]
+}
+export const defaultGrace = Duration.seconds(60)
+
+/** An edge as the file writes it, with its place. */
+export interface WrittenEdge extends Edge {
+  readonly span: Span
+  readonly path: string
+}
+
+/** The mapping at a key; anything else there is reported. */
+export const mappingAt = (
+  block: MappingNode,
+  key: string,
+  path: string,
+  report: Array<Diagnostic>
+): MappingNode | undefined => {
+  const value = block.entries.get(key)?.value
+  if (value === undefined || value._tag === "mapping") return value
+  if (value._tag === "scalar" && value.value === null) return undefined
+  report.push(diagnose(value.span, `${path}.${key}`, "must be a mapping"))
+  return undefined
+}
+
+const wrong = (node: Node, path: string, wanted: string, report: Array<Diagnostic>): undefined => {
+  report.push(diagnose(node.span, path, `must be ${wanted}${describeVia(node)}`))
+  return undefined
+}
+
+const nodeOf = (block: MappingNode | undefined, key: string): Node | undefined => block?.entries.get(key)?.value
+
+export const integerAt = (
+  block: MappingNode | undefined,
+  key: string,
+  path: string,
+  minimum: number,
+  report: Array<Diagnostic>
+): number | undefined => {
+  const node = nodeOf(block, key)
+  if (node === undefined) return undefined
+  if (node._tag === "scalar" && Number.isInteger(node.value) && Number(node.value) >= minimum) return Number(node.value)
+  return wrong(node, `${path}.${key}`, `a whole number of at least ${minimum}`, report)
+}
+
+export const durationAt = (
+  block: MappingNode | undefined,
+  key: string,
+  path: string,
+  report: Array<Diagnostic>
+): Duration.Duration | undefined => {
+  const node = nodeOf(block, key)
+  if (node === undefined) return undefined
+  const duration = node._tag === "scalar" && typeof node.value === "string" ? parseDuration(node.value) : undefined
+  return duration ?? wrong(node, path === "" ? key : `${path}.${key}`, durationForm, report)
+}
+
+/** The block's policy over `base`, key by key. */
+export const decodeRetry = (
+  block: MappingNode | undefined,
+  base: RetryPolicy,
+  path: string,
+  report: Array<Diagnostic>
+): RetryPolicy => {
+  if (block === undefined) return base
+  checkKeys(block, path, ["times", "backoff", "base", "max", "jitter", "for"], "retry", report)
+  const backoff = nodeOf(block, "backoff")
+  const jitter = nodeOf(block, "jitter")
+  const classes = nodeOf(block, "for")
+  return {
+    times: integerAt(block, "times", path, 0, report) ?? base.times,
+    base: durationAt(block, "base", path, report) ?? base.base,
+    max: durationAt(block, "max", path, report) ?? base.max,
+    backoff: backoff === undefined ? base.backoff : (decodeBackoff(backoff, `${path}.backoff`, report) ?? base.backoff),
+    jitter:
+      jitter === undefined
+        ? base.jitter
+        : jitter._tag === "scalar" && typeof jitter.value === "boolean"
+          ? jitter.value
+          : (wrong(jitter, `${path}.jitter`, "true or false", report) ?? base.jitter),
+    for: classes === undefined ? base.for : decodeClasses(classes, `${path}.for`, report)
+  }
+}
+
+const decodeBackoff = (node: Node, path: string, report: Array<Diagnostic>): RetryPolicy["backoff"] | undefined =>
+  node._tag === "scalar" && (node.value === "exponential" || node.value === "constant")
+    ? node.value
+    : wrong(node, path, "exponential or constant", report)
+
+const decodeClasses = (node: Node, path: string, report: Array<Diagnostic>): ReadonlyArray<FailureClass> => {
+  if (node._tag !== "sequence") {
+    wrong(node, path, `a list of failure classes (${retryable.join(", ")})`, report)
+    return []
+  }
+  return node.items.flatMap((item, index) => {
+    const name = item._tag === "scalar" ? String(item.value) : ""
+    const found = retryable.find((failure) => failure === name)
+    if (found !== undefined) return [found]
+    const message = hopeless.some((failure) => failure === name)
+      ? `${name} is never tried again unchanged: the same attempt would fail the same way`
+      : `unknown failure class "${name}"; known are ${retryable.join(", ")}`
+    report.push(diagnose(item.span, `${path}[${index}]`, message, { suggestion: didYouMean(name, retryable) }))
+    return []
+  })
+}
+
+export const decodeResources = (
+  block: MappingNode | undefined,
+  type: AnyStageType | undefined,
+  path: string,
+  report: Array<Diagnostic>
+): Resources => {
+  if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "disk", "gpus"], "resources", report)
+  const cpus = nodeOf(block, "cpus")
+  const all = cpus?._tag === "scalar" && cpus.value === "all"
+  const memory = bytesAt(block, "memory", path, report)
+  const disk = bytesAt(block, "disk", path, report)
+  return {
+    cpus: all ? "all" : (integerAt(block, "cpus", path, 1, report) ?? type?.cpus ?? 1),
+    gpus: integerAt(block, "gpus", path, 0, report) ?? 0,
+    ...(memory === undefined ? {} : { memory }),
+    ...(disk === undefined ? {} : { disk })
+  }
+}
+
+const bytesAt = (
+  block: MappingNode | undefined,
+  key: string,
+  path: string,
+  report: Array<Diagnostic>
+): number | undefined => {
+  const node = nodeOf(block, key)
+  if (node === undefined) return undefined
+  const size =
+    node._tag === "scalar" && (typeof node.value === "string" || typeof node.value === "number")
+      ? parseBytes(node.value)
+      : undefined
+  return size ?? wrong(node, `${path}.${key}`, bytesForm, report)
+}
+
+/** `in`: for each port the edges as written. Whether stages and types fit is for the graph to say. */
+export const decodeInputs = (
+  block: MappingNode | undefined,
+  type: AnyStageType,
+  owner: Span,
+  path: string,
+  report: Array<Diagnostic>
+): Readonly<Record<string, ReadonlyArray<WrittenEdge>>> => {
+  const ports = Object.keys(type.inputs)
+  for (const [key, entry] of block?.entries ?? []) {
+    if (key in type.inputs) continue
+    const message = `${type.name} has no input port "${key}"; it has ${ports.join(", ") || "none"}`
+    report.push(diagnose(entry.key, `${path}.${key}`, message, suggest(key, ports)))
+  }
+  const inputs: Record<string, ReadonlyArray<WrittenEdge>> = {}
+  for (const [name, port] of Object.entries(type.inputs)) {
+    const value = block?.entries.get(name)?.value
+    if (value === undefined) {
+      if (port.optional) inputs[name] = []
+      else report.push(diagnose(owner, `${path}.${name}`, `missing input "${name}" (${port.type}): ${port.describe}`))
+      continue
+    }
+    const items = value._tag === "sequence" ? value.items : [value]
+    if (value._tag === "sequence" && !port.many && items.length !== 1) {
+      report.push(diagnose(value.span, `${path}.${name}`, `takes one edge, not a list of ${items.length}`))
+      continue
+    }
+    if (items.length === 0 && !port.optional) {
+      report.push(diagnose(value.span, `${path}.${name}`, `needs at least one edge (${port.type}): ${port.describe}`))
+    }
+    inputs[name] = items.flatMap((item, index) =>
+      decodeEdge(item, value._tag === "sequence" ? `${path}.${name}[${index}]` : `${path}.${name}`, report)
+    )
+  }
+  return inputs
+}
+
+/** "stage.port", or "stage[axis=value].port" for instances of a matrix, whose values may hold dots. */
+export const edgePattern = /^([^.\s[\]]+(?:\[.*\])?)\.([^.\s[\]]+)$/su
+
+const decodeEdge = (node: Node, path: string, report: Array<Diagnostic>): ReadonlyArray<WrittenEdge> => {
+  const match = node._tag === "scalar" ? edgePattern.exec(String(node.value)) : null
+  const [, stage, port] = match ?? []
+  if (stage !== undefined && port !== undefined) return [{ stage, port, span: node.span, path }]
+  wrong(node, path, 'an edge "stage.port"', report)
+  return []
+}
+
+/** `after`: names of stages, one or a list. */
+export const decodeAfter = (
+  node: Node | undefined,
+  path: string,
+  report: Array<Diagnostic>
+): ReadonlyArray<{ readonly stage: string; readonly span: Span; readonly path: string }> => {
+  if (node === undefined) return []
+  const items = node._tag === "sequence" ? node.items : [node]
+  return items.flatMap((item, index) => {
+    const inner = node._tag === "sequence" ? `${path}[${index}]` : path
+    if (item._tag === "scalar" && typeof item.value === "string")
+      return [{ stage: item.value, span: item.span, path: inner }]
+    wrong(item, inner, "the name of a stage", report)
+    return []
+  })
+}

@@ -1,0 +1,68 @@
+/** Executes one attempt of one stage somewhere. LocalExecutor starts a worker process on this machine. */
+import { Context, type Duration, type Effect, Schema } from "effect"
+import { ArtifactHandle, Facts } from "../../artifacts/Artifact.ts"
+import type { AttemptSecrets } from "../file/Secrets.ts"
+import type { Preempted, StageError } from "../StageType.ts"
+
+/** All a worker must know. Written to the attempt's job.json; starting the worker on that file repeats the attempt by hand. */
+export const Job = Schema.Struct({
+  stage: Schema.String,
+  /** A registered type's name, or a plugin as the file names it, relative to `baseDirectory`. */
+  type: Schema.String,
+  /** Digest of the plugin's code when the key was made: other code must not run under that key. */
+  code: Schema.optionalKey(Schema.String),
+  params: Schema.Record(Schema.String, Schema.Json),
+  inputs: Schema.Record(Schema.String, Schema.Array(ArtifactHandle)),
+  /** Output port → empty folder to fill. */
+  outputs: Schema.Record(Schema.String, Schema.String),
+  work: Schema.String,
+  /** What `continuation` and `additive` changes leave to build on. */
+  previous: Schema.NullOr(
+    Schema.Struct({
+      params: Schema.Record(Schema.String, Schema.Json),
+      outputs: Schema.Record(Schema.String, ArtifactHandle),
+      work: Schema.NullOr(Schema.String)
+    })
+  ),
+  baseDirectory: Schema.String,
+  threads: Schema.Int
+})
+export type Job = typeof Job.Type
+
+/** What a worker says on fd 3, one JSON object a line. Exactly one of the last three ends the attempt. */
+export const WorkerEvent = Schema.TaggedUnion({
+  Progress: {
+    done: Schema.Finite,
+    total: Schema.Finite,
+    unit: Schema.String,
+    metrics: Schema.Record(Schema.String, Schema.NullOr(Schema.Finite))
+  },
+  Log: { line: Schema.String },
+  Warning: { line: Schema.String },
+  Completed: { facts: Schema.Record(Schema.String, Facts) },
+  Failed: { failure: Schema.String, message: Schema.String, next: Schema.String },
+  Preempted: { message: Schema.String }
+})
+export type WorkerEvent = typeof WorkerEvent.Type
+
+export interface Attempt {
+  /** The attempt's folder: job.json, stdout.log, stderr.log and exit.json lie there. */
+  readonly folder: string
+  readonly job: Job
+  /** What the worker may know of the environment, and what must not stand in anything it says. */
+  readonly secrets: AttemptSecrets
+  /** Where the stage type says that it runs. */
+  readonly runsIn: "worker" | "runner"
+  readonly timeout: Duration.Duration | undefined
+  readonly grace: Duration.Duration
+  /** Completes when the attempt shall save and stop. */
+  readonly stop: Effect.Effect<void>
+  readonly onEvent: (event: WorkerEvent) => Effect.Effect<void>
+  /** Called once with the process that does the work, so that a lock can name it. */
+  readonly onStart: (pid: number) => Effect.Effect<void>
+}
+
+export class Executor extends Context.Service<
+  Executor,
+  { readonly execute: (attempt: Attempt) => Effect.Effect<Readonly<Record<string, Facts>>, StageError | Preempted> }
+>()("tinyllama/pipeline/Executor") {}

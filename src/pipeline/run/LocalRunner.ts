@@ -1,0 +1,30 @@
+/** All that a run on this machine needs, over one runs folder; the caller adds Node's platform services and a StageRegistry. */
+import { Effect, Layer, Path } from "effect"
+import * as DigestCache from "../../artifacts/DigestCache.ts"
+import { ArtifactStore } from "../../artifacts/ArtifactStore.ts"
+import { KeyLedger } from "../plan/KeyLedger.ts"
+import * as LocalExecutor from "./LocalExecutor.ts"
+import { RunEvents } from "../runs/RunEvent.ts"
+import { Runs } from "../runs/Runs.ts"
+
+export const layer = (options: {
+  /** The runs folder; the first run makes it. */
+  readonly runs: string
+  /** Reads every byte of inputs and of stored results again instead of trusting what the file system says of them. */
+  readonly paranoid?: boolean
+  /** Entry of the worker processes; the program's own by default. */
+  readonly worker?: string
+}) =>
+  Layer.unwrap(
+    Effect.map(Path.Path, (path) => {
+      const root = path.resolve(options.runs)
+      const store = path.join(root, "store")
+      return Layer.mergeAll(
+        options.paranoid === true ? Layer.empty : DigestCache.layer(store),
+        Runs.layer(root),
+        KeyLedger.layer.pipe(Layer.provideMerge(ArtifactStore.layer(store))),
+        RunEvents.layer,
+        LocalExecutor.layer(options.worker === undefined ? {} : { worker: options.worker })
+      )
+    })
+  )
