@@ -27,6 +27,7 @@ import { readPieces } from "../../src/data/Decompression.ts"
 import { encodeList } from "../../src/data/Documents.ts"
 import { PackedDatasetFacts } from "../../src/data/PackedDataset.ts"
 import { load } from "../../src/engine/Native.ts"
+import { workerFlags } from "../../src/pipeline/LocalExecutor.ts"
 import { loadTokenizer } from "../../src/engine/Tokenizer.ts"
 import { syntheticDataset } from "./synthetic-dataset.ts"
 
@@ -107,7 +108,7 @@ const runStage = Effect.fnUntraced(function* (
 ) {
   const child = spawnSync(
     process.execPath,
-    [stageProgram, name, input, output, String(threads), JSON.stringify(params)],
+    [...workerFlags, stageProgram, name, input, output, String(threads), JSON.stringify(params)],
     {
       encoding: "utf8",
       stdio: ["ignore", "pipe", "inherit"]

@@ -5,7 +5,7 @@ import type { Tokenizer } from "../engine/Tokenizer.ts"
 import type { DocumentItem, ItemBatch, PassedItem } from "./DocumentReader.ts"
 
 /** Bytes of text after which a batch is full. */
-const batchBytes = 2 ** 21
+const batchBytes = 2 ** 20
 
 /** A document whose text is in the batch's buffer. */
 export type Entry = PassedItem | (Omit<DocumentItem, "bytes"> & { readonly length: number })

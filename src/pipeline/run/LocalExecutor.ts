@@ -33,6 +33,12 @@ import { executeHere } from "./RunnerStage.ts"
 import type { StageRegistry } from "../StageRegistry.ts"
 import { FailureClass, Preempted, StageError } from "../StageType.ts"
 
+/**
+ * Of Node for workers. They work on buffers outside of its heap, next to short-lived small objects: with a young generation of the default size, which
+ * grows to 100 MB, they take 60 MB more and run no faster.
+ */
+export const workerFlags = ["--max-semi-space-size=4"]
+
 /** src/worker.ts in a checkout, dist/worker.js in a package. */
 const defaultWorker = fileURLToPath(new URL(`../../worker${extname(import.meta.filename)}`, import.meta.url))
 
@@ -209,7 +215,7 @@ const spawnWorker = (
   const err = openSync(logs.stderr, "a")
   const piped = secrets.granted.size > 0
   try {
-    const child = spawn(process.execPath, [worker, jobFile, "--events=3"], {
+    const child = spawn(process.execPath, [...workerFlags, worker, jobFile, "--events=3"], {
       detached: true,
       env: workerEnvironment(secrets),
       stdio: piped ? ["pipe", "pipe", "pipe", "pipe"] : ["pipe", out, err, "pipe"]
