@@ -8,14 +8,15 @@ import type { DocumentItem, ItemBatch, PassedItem } from "./DocumentReader.ts"
 const batchBytes = 2 ** 20
 
 /** A document whose text is in the batch's buffer. */
-export type Entry = PassedItem | (Omit<DocumentItem, "bytes"> & { readonly length: number })
+export type Entry = (PassedItem | (Omit<DocumentItem, "bytes"> & { readonly length: number })) & {
+  /** Bytes of the files that were read to get this far. */
+  readonly done: number
+}
 
 export interface Encoded {
   readonly entries: ReadonlyArray<Entry>
   /** Document i, counted without what was passed over, has ids [offsets[i], offsets[i + 1]). */
   readonly encoded: EncodedBatch
-  /** Bytes of the files that were read to get this far. */
-  readonly done: number
 }
 
 interface Gathered {
@@ -24,7 +25,6 @@ interface Gathered {
   offsets: Array<number>
   entries: Array<Entry>
   documents: Array<DocumentItem>
-  done: number
 }
 
 const empty = (text: Uint8Array<ArrayBuffer>): Gathered => ({
@@ -32,8 +32,7 @@ const empty = (text: Uint8Array<ArrayBuffer>): Gathered => ({
   filled: 0,
   offsets: [0],
   entries: [],
-  documents: [],
-  done: 0
+  documents: []
 })
 
 export class BatchEncoder {
@@ -57,10 +56,9 @@ export class BatchEncoder {
   /** Copies the documents; true: the batch is full. */
   add({ done, items }: ItemBatch): boolean {
     const now = this.#now
-    now.done = done
     for (const item of items) {
       if (item.kind === "passed") {
-        now.entries.push(item)
+        now.entries.push({ ...item, done })
         continue
       }
       const { bytes, ...entry } = item
@@ -73,7 +71,7 @@ export class BatchEncoder {
       now.text.set(bytes, now.filled)
       now.filled = end
       now.offsets.push(end)
-      now.entries.push({ ...entry, length: bytes.length })
+      now.entries.push({ ...entry, done, length: bytes.length })
       now.documents.push(item)
     }
     return now.filled >= batchBytes || now.entries.length >= 2 ** 16
@@ -81,7 +79,7 @@ export class BatchEncoder {
 
   /** Tokenizes what was gathered, while the next batch may be gathered. */
   start(): Effect.Effect<Encoded> {
-    const { documents, done, entries, filled, offsets, text } = this.#now
+    const { documents, entries, filled, offsets, text } = this.#now
     this.#now = empty(this.#other)
     this.#other = text
     const ends = Uint32Array.from(offsets)
@@ -89,7 +87,7 @@ export class BatchEncoder {
     const encoded: Effect.Effect<EncodedBatch> = whole
       ? this.#tokenizer.encodeBatch(text.subarray(0, filled), ends, this.#options)
       : Effect.sync(() => this.#withParts(text, ends, documents))
-    return Effect.map(encoded, (batch) => ({ entries, encoded: batch, done }))
+    return Effect.map(encoded, (batch) => ({ entries, encoded: batch }))
   }
 
   /** Parts of long documents differ in what goes around them. */

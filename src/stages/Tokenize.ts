@@ -221,13 +221,13 @@ export const tokenizeStage = defineStage({
       report()
     })
     /** Enters what a batch gave, in order; a shard closes behind the document that fills it. */
-    const enter = Effect.fnUntraced(function* ({ encoded, entries, done: read }: Encoded) {
+    const enter = Effect.fnUntraced(function* ({ encoded, entries }: Encoded) {
       let document = 0
       for (const entry of entries) {
         if (context.stopRequested())
           return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
         cursor = entry.next
-        done = read
+        done = entry.done
         if (entry.kind === "passed") {
           tally = withPassed(tally, entry)
           if (entry.quarantined === undefined) continue
