@@ -8,7 +8,19 @@
  *   locks/                    one writer per stage key
  */
 import { createHash } from "node:crypto"
-import { Context, Effect, FileSystem, Layer, Option, Path, type PlatformError, Result, Schema, Stream } from "effect"
+import {
+  Context,
+  Effect,
+  FileSystem,
+  Layer,
+  Option,
+  Path,
+  type PlatformError,
+  Result,
+  Schema,
+  Semaphore,
+  Stream
+} from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 import { type ArtifactHandle, type ArtifactType, type Facts, Manifest } from "./Artifact.ts"
 import { digestOf } from "./CanonicalJson.ts"
@@ -111,6 +123,13 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const folderOf = (digest: string) => path.join(artifacts, digest)
   const manifestOf = (digest: string) => path.join(artifacts, `${digest}.json`)
   const recordOf = (key: string) => path.join(root, "keys", `${key}.json`)
+  const turns = new Map<string, Semaphore.Semaphore>()
+  /** Of one artifact, one publication at a time in this process. */
+  const publishing = (digest: string) => {
+    const turn = turns.get(digest) ?? Semaphore.makeUnsafe(1)
+    turns.set(digest, turn)
+    return turn
+  }
   const syncArtifacts = shared(sync(artifacts))
   const syncKeys = shared(sync(path.join(root, "keys")))
   const workOf = (key: string) => path.join(root, "work", key)
@@ -242,8 +261,8 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
           return { aside, moved: false }
         }
         const damaged = temporaryName(`${target}.damaged`)
-        yield* fs.rename(target, damaged)
-        aside.push(damaged)
+        const gone = yield* ifThere(target, fs.rename(target, damaged).pipe(Effect.as(true)))
+        if (gone === true) aside.push(damaged)
       }
       // Someone else may publish the same at this moment: then theirs is looked at in turn.
       const moved = yield* fs.rename(folder, target).pipe(
