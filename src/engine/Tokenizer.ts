@@ -4,7 +4,7 @@ import { loadVocabulary, type TokenizerName, type Vocabulary, type VocabularyUna
 import * as Native from "./Native.ts"
 
 export interface Tokenizer {
-  readonly name: TokenizerName
+  readonly name: string
   readonly vocabulary: Vocabulary
   readonly vocabularySize: number
   /** Digest of the vocabulary; artifacts made with different tokenizers are told apart by it. */
@@ -37,11 +37,15 @@ export const loadTokenizer = (
 ): Effect.Effect<Tokenizer, Native.NativeUnavailable | VocabularyUnavailable> => loaders[name]
 
 const make = Effect.fn("Tokenizer.make")(function* (name: TokenizerName) {
-  const vocabulary = yield* loadVocabulary(name)
+  return yield* tokenizerOf(yield* loadVocabulary(name))
+})
+
+/** A tokenizer of any vocabulary of the Llama family (see model/VocabularyFile.ts), with whatever rules for cutting text its pieces prove. */
+export const tokenizerOf = Effect.fn("Tokenizer.tokenizerOf")(function* (vocabulary: Vocabulary) {
   const { Tokenizer: NativeTokenizer } = yield* Native.load
   const native = new NativeTokenizer(vocabulary)
   const tokenizer: Tokenizer = {
-    name,
+    name: vocabulary.name,
     vocabulary,
     vocabularySize: native.vocabularySize,
     digest: vocabulary.digest,

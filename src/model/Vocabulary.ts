@@ -13,7 +13,8 @@ export type TokenizerName = typeof TokenizerName.Type
 export const pieceType = { normal: 1, unknown: 2, control: 3, byte: 6 } as const
 
 export interface Vocabulary extends Native.Vocabulary {
-  readonly name: TokenizerName
+  /** As artifacts and messages call it. */
+  readonly name: string
   /** sha256 of the pieces, scores and types; see digestOf. */
   readonly digest: string
   readonly unknown: number

@@ -14,6 +14,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <string_view>
 
 #include "native/core/error.h"
 #include "native/tokenizer/batch.h"
@@ -107,8 +108,8 @@ class Fuzz {
       case 2: result.append(below(40), ' '); result += spaced(pieces_[below(pieces_.size())]); break;                    // runs of spaces
       case 3: append_utf8(result, static_cast<char32_t>(below(8) == 0 ? below(0xD800) : below(0x500))); break;           // letters of all kinds
       case 4: append_utf8(result, static_cast<char32_t>(0xE000 + below(0x110000 - 0xE000))); break;                      // astral planes
-      case 5: result.append(below(60), "a \n\r-=0\0\t._eE"[below(13)]); break;                                            // repeats
-      default: result.push_back("etaoinshrdlu ETAOIN_-.,;(){}[]<>/\\\"'=+*0123456789\n\t"[below(54)]); break;             // glued ASCII
+      case 5: result.append(below(60), repeated[below(repeated.size())]); break;                                            // repeats
+      default: result.push_back(glued[below(glued.size())]); break;
     }
   }
   static std::string spaced(std::string piece) {
@@ -116,6 +117,9 @@ class Fuzz {
     return piece;
   }
   std::size_t below(std::size_t n) { return static_cast<std::size_t>(random_() % n); }
+
+  static constexpr std::string_view repeated{"a \n\r-=0\0\t._eE", 13};
+  static constexpr std::string_view glued = "etaoinshrdlu ETAOIN_-.,;(){}[]<>/\\\"'=+*0123456789\n\t";
 
   const std::vector<std::string>& pieces_;
   std::mt19937_64 random_;
