@@ -236,6 +236,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     const digest = artifactDigest(type, files, facts)
     const target = folderOf(digest)
     const manifest: Manifest = { type, digest, files, facts, madeBy }
+    // Two stages that repair the same at once would move each other's folder aside.
     return yield* Effect.gen(function* () {
       yield* fs.makeDirectory(artifacts, { recursive: true })
       // A manifest without its files: then this is a repair, and a publication of its own.
@@ -245,7 +246,10 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
       // Only now is there a successor of what was damaged.
       yield* Effect.forEach(aside, (old) => Effect.ignore(fs.remove(old, { recursive: true, force: true })))
       return { manifest: before ?? manifest, folder: target, reused: before !== undefined && !(known && moved) }
-    }).pipe(Effect.mapError((error) => (error._tag === "StageError" ? error : storageFailure(target)(error))))
+    }).pipe(
+      publishing(digest).withPermit,
+      Effect.mapError((error) => (error._tag === "StageError" ? error : storageFailure(target)(error)))
+    )
   }, Effect.provideContext(services))
 
   /**
@@ -256,7 +260,10 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     const aside: Array<string> = []
     for (;;) {
       if (yield* fs.exists(target)) {
-        if (yield* holds(target, files)) {
+        // Another process may move it aside at this moment: then it is looked at again.
+        const same = yield* ifThere(target, holds(target, files))
+        if (same === undefined) continue
+        if (same) {
           yield* Effect.ignore(fs.remove(folder, { recursive: true }))
           return { aside, moved: false }
         }

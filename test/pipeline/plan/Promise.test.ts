@@ -116,10 +116,11 @@ const isInput = (reason: string): boolean => reason.startsWith("input ")
 
 /** What the run did to one stage is what the plan said of it. */
 const checkStage = (planned: StagePlan, all: ReadonlyArray<StagePlan>, summary: RunSummary, story: string): void => {
-  const outcome = summary.stages.find(({ stage }) => stage === planned.stage)?.outcome
+  const done = summary.stages.find(({ stage }) => stage === planned.stage)
+  const outcome = done?.outcome
   const event = eventsOf(summary).find((one) => one._tag === "StagePlanned" && one.stage === planned.stage)
   const ran = event?._tag === "StagePlanned" ? event : undefined
-  const said = `${story}\n${planned.stage} was planned as ${planned.status} (${planned.reasons.map(describeReason).join("; ")})`
+  const said = `${story}\n${planned.stage} was planned as ${planned.status} (${planned.reasons.map(describeReason).join("; ")}) and ${done?.failure?.message ?? "did not fail"}`
   const shares = all.some((other) =>
     other.reasons.some((reason) => reason._tag === "Shared" && [reason.stage, other.stage].includes(planned.stage))
   )
