@@ -247,7 +247,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
       yield* Effect.forEach(aside, (old) => Effect.ignore(fs.remove(old, { recursive: true, force: true })))
       return { manifest: before ?? manifest, folder: target, reused: before !== undefined && !(known && moved) }
     }).pipe(
-      publishing(digest).withPermit,
+      (effect) => publishing(digest).withPermit(effect),
       Effect.mapError((error) => (error._tag === "StageError" ? error : storageFailure(target)(error)))
     )
   }, Effect.provideContext(services))
