@@ -4,7 +4,16 @@ import { StageError } from "../pipeline/StageType.ts"
 import type { DocumentFormat } from "./Documents.ts"
 import { access, list } from "./Hub.ts"
 import { shownUrl } from "./HttpDownload.ts"
-import { formatOf, listOf, resolveLocal, type Selected, type Source, withinBudget } from "./Sources.ts"
+import {
+  formatOf,
+  type HubSource,
+  hubSourceOf,
+  listOf,
+  resolveLocal,
+  type Selected,
+  type Source,
+  withinBudget
+} from "./Sources.ts"
 
 /** A file to bring: where it lies, and what the artifact calls it. */
 export interface Planned {
@@ -34,7 +43,9 @@ export const describe = (source: Source, index: number): string =>
     ? `sources[${index}] (url: ${shownUrl(source.url)})`
     : source.hub !== undefined
       ? `sources[${index}] (hub: ${source.hub})`
-      : `sources[${index}] (path: ${listOf(source.path).join(", ")})`
+      : source.preset !== undefined
+        ? `sources[${index}] (preset: ${source.preset})`
+        : `sources[${index}] (path: ${listOf(source.path).join(", ")})`
 
 /** Applies max_bytes, and checks what can be said once the number of files is known. */
 const select = Effect.fnUntraced(function* (source: Source, index: number, planned: ReadonlyArray<Planned>) {
@@ -74,16 +85,16 @@ const planUrl = Effect.fnUntraced(function* (source: Source & { readonly url: st
 })
 
 const planHub = Effect.fnUntraced(function* (
-  source: Source & { readonly hub: string },
+  source: Source,
+  { exclude, format, include, repository }: HubSource,
   index: number,
   endpoint: string | null
 ) {
   const place = describe(source, index)
   const hub = yield* access(endpoint)
-  const repository = { id: source.hub, revision: source.revision ?? "main", type: source.type ?? "dataset" }
-  const files = yield* list(repository, listOf(source.files), listOf(source.exclude), place, hub)
+  const files = yield* list(repository, include, exclude, place, hub)
   const planned = yield* Effect.forEach(files, (file) =>
-    Effect.map(formatOf(place, file.path, source.format), (format): Planned => ({
+    Effect.map(formatOf(place, file.path, format), (format): Planned => ({
       index,
       place: `${place} ${file.path}`,
       from: { kind: "http", address: file.url, headers: hub.headers },
@@ -121,10 +132,11 @@ export const plan = (
   index: number,
   options: { readonly baseDirectory: string; readonly endpoint: string | null }
 ) => {
-  const { url, hub } = source
+  const { url } = source
+  const hub = hubSourceOf(source)
   return url !== undefined
     ? planUrl({ ...source, url }, index)
     : hub !== undefined
-      ? planHub({ ...source, hub }, index, options.endpoint)
+      ? planHub(source, hub, index, options.endpoint)
       : planLocal(source, index, options.baseDirectory)
 }

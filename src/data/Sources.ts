@@ -1,6 +1,6 @@
 /**
- * Where documents come from: local files and globs, URLs, files of a hub repository. Here are the form of a source in the pipeline file and
- * the resolution of local patterns; transfers are in HttpDownload.ts, hub listings in Hub.ts.
+ * Where documents come from: local files and globs, URLs, S3 objects, files of a hub repository. Here are the form of a source in the pipeline
+ * file and the resolution of local patterns; transfers are in HttpDownload.ts, listings in Hub.ts and S3.ts.
  */
 import { globSync } from "node:fs"
 import { stat } from "node:fs/promises"
@@ -9,6 +9,7 @@ import { Effect, Schema } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 import { DocumentFormat } from "./Documents.ts"
 import { fileFailure } from "./FileFailure.ts"
+import { type Preset, presetNamed, presetNames } from "./Presets.ts"
 
 const Patterns = Schema.Union([Schema.NonEmptyString, Schema.NonEmptyArray(Schema.NonEmptyString)])
 const Sha256 = Schema.String.check(
@@ -21,16 +22,21 @@ const SourceFields = Schema.Struct({
   }),
   url: Schema.optionalKey(
     Schema.String.check(
-      Schema.isPattern(/^https?:\/\/[^\s]+$/u, { message: "a url starts with http:// or https://" }),
+      Schema.isPattern(/^(?:https?|s3):\/\/[^\s]+$/u, { message: "a url starts with https://, http:// or s3://" }),
       Schema.makeFilter((url: string) => URL.canParse(url) || "this is not a url")
     )
-  ),
+  ).annotate({ description: "https://…, s3://bucket/key, or s3://bucket/prefix/ with include" }),
   hub: Schema.optionalKey(
     Schema.String.check(
-      Schema.isPattern(/^[\w.-]+\/[\w.-]+$/u, { message: "a hub repository is written owner/name" })
-    ).annotate({ description: "repository on the hub, owner/name" })
+      Schema.isPattern(/^(?:hf:)?[\w.-]+\/[\w.-]+(?:@[\w./-]+)?$/u, {
+        message: "a hub repository is written owner/name or hf:owner/name@revision"
+      })
+    ).annotate({ description: "repository on the hub, owner/name or hf:owner/name@revision" })
   ),
-  files: Schema.optionalKey(Patterns).annotate({ description: "globs of files inside the hub repository" }),
+  preset: Schema.optionalKey(Schema.Literals(presetNames)).annotate({
+    description: "a data set that is known here: repository, revision, files and fields need not be named"
+  }),
+  include: Schema.optionalKey(Patterns).annotate({ description: "globs of files inside the repository" }),
   revision: Schema.optionalKey(Schema.NonEmptyString).annotate({
     description: "branch, tag or commit of the hub repository; default main"
   }),
@@ -49,30 +55,78 @@ const SourceFields = Schema.Struct({
 })
 type SourceFields = typeof SourceFields.Type
 
+const kinds = ["path", "url", "hub", "preset"] as const
+type Kind = (typeof kinds)[number]
+
 /** Fields that only make sense with some kinds of source. */
-const usedWith: ReadonlyArray<readonly [keyof SourceFields, ReadonlyArray<"path" | "url" | "hub">]> = [
-  ["files", ["hub"]],
-  ["revision", ["hub"]],
+const usedWith: ReadonlyArray<readonly [keyof SourceFields, ReadonlyArray<Kind>]> = [
+  ["include", ["url", "hub", "preset"]],
+  ["revision", ["hub", "preset"]],
   ["type", ["hub"]],
-  ["exclude", ["path", "hub"]],
-  ["max_bytes", ["path", "hub"]]
+  ["exclude", ["path", "url", "hub", "preset"]],
+  ["max_bytes", ["path", "url", "hub", "preset"]]
 ]
+
+/** s3://bucket/prefix/: all objects below it. */
+export const isPrefix = (url: string | undefined): boolean => url?.startsWith("s3://") === true && url.endsWith("/")
 
 export const Source = SourceFields.check(
   Schema.makeFilter((source: SourceFields) => {
-    const kinds = (["path", "url", "hub"] as const).filter((kind) => source[kind] !== undefined)
-    const kind = kinds[0]
-    if (kind === undefined || kinds.length > 1)
-      return [{ path: [], issue: "a source has exactly one of path, url and hub" }]
+    const given = kinds.filter((kind) => source[kind] !== undefined)
+    const kind = given[0]
+    if (kind === undefined || given.length > 1)
+      return [{ path: [], issue: "a source has exactly one of path, url, hub and preset" }]
+    const single = kind === "url" && !isPrefix(source.url)
     const issues = usedWith
-      .filter(([field, allowed]) => source[field] !== undefined && !allowed.includes(kind))
-      .map(([field]) => ({ path: [field], issue: `${field} has no meaning for a ${kind} source` }))
-    if (kind === "hub" && source.files === undefined)
-      issues.push({ path: ["files"], issue: `a hub source needs files, for example files: "*.jsonl"` })
+      .filter(([field, allowed]) => source[field] !== undefined && (single || !allowed.includes(kind)))
+      .map(([field]) => ({
+        path: [field],
+        issue: `${field} has no meaning for ${single ? "a url of one file" : `a ${kind} source`}`
+      }))
+    if (source.include === undefined && (kind === "hub" || isPrefix(source.url)))
+      issues.push({
+        path: ["include"],
+        issue: `${kind === "hub" ? "a hub source" : "a prefix"} needs include, for example include: "*.jsonl"`
+      })
+    if (source.revision !== undefined && source.hub?.includes("@") === true)
+      issues.push({ path: ["revision"], issue: "the revision stands behind the @ already" })
     return issues
   })
 ).annotate({ identifier: "Source" })
 export type Source = typeof Source.Type
+
+/** What a hub or preset source names. */
+export interface HubSource {
+  readonly repository: { readonly id: string; readonly revision: string; readonly type: "dataset" | "model" }
+  readonly include: ReadonlyArray<string>
+  readonly exclude: ReadonlyArray<string>
+  readonly format: DocumentFormat | undefined
+  /** Where the files are those that the preset names, so that their sizes are known. */
+  readonly preset: Preset | undefined
+}
+
+export const hubSourceOf = (source: Source): HubSource | undefined => {
+  if (source.preset !== undefined) {
+    const preset = presetNamed(source.preset)
+    const whole = source.include === undefined && source.exclude === undefined
+    return {
+      repository: { id: preset.repository, revision: source.revision ?? preset.revision, type: "dataset" },
+      include: source.include === undefined ? preset.include : listOf(source.include),
+      exclude: source.exclude === undefined ? preset.exclude : listOf(source.exclude),
+      format: source.format ?? preset.format,
+      preset: whole ? preset : undefined
+    }
+  }
+  if (source.hub === undefined) return undefined
+  const [id = "", revision] = source.hub.replace(/^hf:/u, "").split("@")
+  return {
+    repository: { id, revision: source.revision ?? revision ?? "main", type: source.type ?? "dataset" },
+    include: listOf(source.include),
+    exclude: listOf(source.exclude),
+    format: source.format,
+    preset: undefined
+  }
+}
 
 export const listOf = (patterns: string | ReadonlyArray<string> | undefined): ReadonlyArray<string> =>
   patterns === undefined ? [] : typeof patterns === "string" ? [patterns] : patterns

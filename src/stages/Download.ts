@@ -17,7 +17,7 @@ import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { Source } from "../data/Sources.ts"
 import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
 import { adoptDownloads, linkOrCopy, openEarlier } from "./DownloadReuse.ts"
-import { forecastDownload } from "./TextForecast.ts"
+import { forecastDownload } from "./DownloadForecast.ts"
 import { extentOf, namesIn, noteTotal, sizeOf } from "./WorkExtent.ts"
 
 /** Bytes a second: of a usual line to a hub, 200 Mbit/s; of copying and hashing on a disk of today. */
@@ -77,7 +77,7 @@ const params = {
   sources: parameter(Schema.NonEmptyArray(Source), {
     change: "additive",
     describe:
-      "where the text comes from: a list of {path: file or glob | url | hub: owner/name with files}, each with exclude, max_bytes, format, sha256"
+      "where the text comes from: a list of {path: file or glob | url | hub: owner/name@revision with include | preset}, each with exclude, max_bytes, format, sha256"
   }),
   endpoint: parameter(Schema.NullOr(Schema.String), {
     change: "operational",

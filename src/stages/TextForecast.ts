@@ -1,9 +1,6 @@
-/** Forecasts of the stages that handle text: download, tokenize, pack. */
-import { Option, Schema } from "effect"
+/** Forecasts of the stages that handle text, from documents on: tokenize, pack. */
 import type { Facts } from "../artifacts/Artifact.ts"
-import { canonicalJson } from "../artifacts/CanonicalJson.ts"
 import { mixtureCounts } from "../data/Packing.ts"
-import type { Source } from "../data/Sources.ts"
 import type { Forecast } from "../pipeline/StageType.ts"
 import { factsOf, numberIn, passedOn, sumKnown } from "./KnownFacts.ts"
 
@@ -11,48 +8,13 @@ import { factsOf, numberIn, passedOn, sumKnown } from "./KnownFacts.ts"
 export const BYTES_PER_TOKEN = 3.3
 const FEWEST_BYTES_PER_TOKEN = 2.4
 /** A line of documents.jsonl, or a document's row in a shard. */
-const BYTES_PER_ENTRY = 250
+export const BYTES_PER_ENTRY = 250
 /** Headers and metadata of an Arrow file. */
 const ARROW_BYTES = 6000
 const TOKEN_BYTES = 2
 
 /** Of a tokenizer by name, where stages above have not run yet. */
 const vocabularySizes: Readonly<Record<string, number>> = { "llama-2": 32_000 }
-
-const Observed = Schema.Array(Schema.NullOr(Schema.Array(Schema.Struct({ path: Schema.String, bytes: Schema.Finite }))))
-const decodeObserved = Schema.decodeUnknownOption(Observed)
-
-/** Local files are observed with their sizes; of the web's only max_bytes is known, if given. */
-export const forecastDownload = (
-  sources: ReadonlyArray<Source>,
-  observed: Schema.Json | undefined,
-  previous: { readonly sources: ReadonlyArray<Source>; readonly documents: Facts | undefined } | undefined
-): Forecast => {
-  const local = Option.getOrElse(decodeObserved(observed), () => [])
-  const seen = new Set<string>()
-  const ofSource = (source: Source, index: number) => {
-    if (source.path === undefined) return { files: undefined, bytes: source.max_bytes }
-    const files = local[index]
-    if (files === undefined || files === null) return { files: undefined, bytes: undefined }
-    const fresh = files.filter(({ path }) => !seen.has(path))
-    for (const { path } of files) seen.add(path)
-    return { files: fresh.length, bytes: fresh.reduce((sum, { bytes }) => sum + bytes, 0) }
-  }
-  const all = sources.map(ofSource)
-  const bytes = sumKnown(all.map((source) => source.bytes))
-  const files = sumKnown(all.map((source) => source.files))
-  const kept = previous?.sources.every((old) => sources.some((source) => canonicalJson(source) === canonicalJson(old)))
-  const before = numberIn(previous?.documents, "bytes")
-  return {
-    amount: bytes,
-    unit: "bytes",
-    bytes: bytes === undefined ? undefined : bytes + BYTES_PER_ENTRY * (files ?? sources.length),
-    ...(kept === true && before !== undefined && bytes !== undefined && before <= bytes
-      ? { resumesAt: { done: before, total: bytes, unit: "bytes" } }
-      : {}),
-    outputs: { documents: factsOf({ files, bytes }, files === undefined ? ["bytes"] : []) }
-  }
-}
 
 export const forecastTokenize = (
   policy: { readonly tokenizer: string; readonly bos: string; readonly eos: string },
@@ -61,17 +23,21 @@ export const forecastTokenize = (
   const bytes = sumKnown(documents.map((facts) => numberIn(facts, "bytes")))
   const files = sumKnown(documents.map((facts) => numberIn(facts, "files"))) ?? 0
   const entries = files * BYTES_PER_ENTRY + ARROW_BYTES
+  // Known data sets tell how many tokens a byte of their compressed files has.
+  const expected = sumKnown(documents.map((facts) => numberIn(facts, "expected_tokens")))
+  const tokens = expected ?? (bytes === undefined ? undefined : Math.round(bytes / BYTES_PER_TOKEN))
+  const mostTokens = expected ?? (bytes === undefined ? undefined : bytes / FEWEST_BYTES_PER_TOKEN)
   return {
     amount: bytes,
     unit: "bytes",
-    bytes: bytes === undefined ? undefined : Math.ceil((TOKEN_BYTES * bytes) / FEWEST_BYTES_PER_TOKEN) + entries,
+    bytes: mostTokens === undefined ? undefined : Math.ceil(TOKEN_BYTES * mostTokens) + entries,
     outputs: {
       tokens: factsOf(
         {
           ...policy,
           vocabulary_size: vocabularySizes[policy.tokenizer],
           bytes,
-          tokens: bytes === undefined ? undefined : Math.round(bytes / BYTES_PER_TOKEN)
+          tokens
         },
         ["bytes", "tokens"]
       )

@@ -2,7 +2,8 @@ import { mkdirSync, symlinkSync, writeFileSync } from "node:fs"
 import { dirname, join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Schema } from "effect"
-import { resolveLocal, Source, withinBudget } from "../../src/data/Sources.ts"
+import { presets } from "../../src/data/Presets.ts"
+import { hubSourceOf, resolveLocal, Source, withinBudget } from "../../src/data/Sources.ts"
 import { temporaryFolder } from "../stages/stage-fixture.ts"
 
 const tree = Effect.map(temporaryFolder, (folder) => {
@@ -89,14 +90,49 @@ describe("Sources", () => {
 
   it.effect("a source has one kind, and only fields of that kind", () =>
     Effect.gen(function* () {
-      assert.include(yield* issuesOf({ format: "text" }), "exactly one of path, url and hub")
-      assert.include(yield* issuesOf({ path: "a", url: "https://example.org/a" }), "exactly one of path, url and hub")
+      assert.include(yield* issuesOf({ format: "text" }), "exactly one of path, url, hub and preset")
+      assert.include(yield* issuesOf({ path: "a", url: "https://example.org/a" }), "exactly one of path, url, hub")
       assert.include(yield* issuesOf({ url: "https://example.org/a", max_bytes: 5 }), "max_bytes has no meaning")
-      assert.include(yield* issuesOf({ hub: "owner/name" }), "a hub source needs files")
-      assert.include(yield* issuesOf({ hub: "owner", files: "*" }), "owner/name")
+      assert.include(yield* issuesOf({ hub: "owner/name" }), "a hub source needs include")
+      assert.include(yield* issuesOf({ hub: "owner", include: "*" }), "owner/name")
+      assert.include(yield* issuesOf({ hub: "owner/name@v1", revision: "v2", include: "*" }), "behind the @")
+      assert.include(yield* issuesOf({ url: "s3://bucket/folder/" }), "a prefix needs include")
+      assert.include(yield* issuesOf({ url: "s3://bucket/a.txt", include: "*" }), "a url of one file")
+      assert.include(yield* issuesOf({ preset: "slimpyjama" }), "slimpajama")
       assert.include(yield* issuesOf({ url: "ftp://example.org/a" }), "http")
       assert.include(yield* issuesOf({ path: "a", sha256: "12" }), "64 lower-case")
       assert.include(yield* issuesOf({ path: "a", pth: "b" }), "pth")
+    })
+  )
+
+  it.effect("a hub source has its revision behind an @ or beside it, with or without hf: in front", () =>
+    Effect.gen(function* () {
+      const decoded = (input: unknown) => Effect.map(Schema.decodeUnknownEffect(Source)(input), hubSourceOf)
+      const repository = { id: "owner/name", revision: "refs/pr/3", type: "dataset" as const }
+      for (const hub of [
+        { hub: "hf:owner/name@refs/pr/3" },
+        { hub: "owner/name@refs/pr/3" },
+        { hub: "owner/name", revision: "refs/pr/3" }
+      ])
+        assert.deepStrictEqual((yield* decoded({ ...hub, include: "*" }))?.repository, repository)
+      assert.strictEqual((yield* decoded({ hub: "hf:owner/name", include: "*" }))?.repository.revision, "main")
+    })
+  )
+
+  it.effect("a preset stands for repository, revision, files and format; what is named beside it wins", () =>
+    Effect.gen(function* () {
+      const decoded = (input: unknown) => Effect.map(Schema.decodeUnknownEffect(Source)(input), hubSourceOf)
+      for (const { exclude, format, include, name, repository, revision } of presets) {
+        const found = yield* decoded({ preset: name })
+        assert.deepInclude(found, { include, exclude, format })
+        assert.deepStrictEqual(found?.repository, { id: repository, revision, type: "dataset" })
+        assert.strictEqual(found?.preset?.name, name)
+      }
+      const narrowed = yield* decoded({ preset: "slimpajama", include: "train/chunk1/*", revision: "v2" })
+      assert.deepStrictEqual(
+        [narrowed?.include, narrowed?.repository.revision, narrowed?.preset],
+        [["train/chunk1/*"], "v2", undefined]
+      )
     })
   )
 

@@ -165,7 +165,7 @@ describe("download from a hub", () => {
   it.live("lists all pages, takes what matches, checks the digests of the listing", () =>
     Effect.gen(function* () {
       const server = yield* hub
-      const params = { sources: [{ hub: "owner/name", files: ["data/*.jsonl", "*.jsonl"] }], endpoint: server.base }
+      const params = { sources: [{ hub: "owner/name", include: ["data/*.jsonl", "*.jsonl"] }], endpoint: server.base }
       const { outputs } = yield* runStage(downloadStage, { params }).pipe(environment({}))
       assert.deepStrictEqual(
         (yield* readList(outputs.documents)).map(({ path, source }) => [path, source]),
@@ -184,7 +184,7 @@ describe("download from a hub", () => {
     () =>
       Effect.gen(function* () {
         const server = yield* hub
-        const params = { sources: [{ hub: "owner/private", type: "model", files: "data/*" }] }
+        const params = { sources: [{ hub: "owner/private", type: "model", include: "data/*" }] }
         const { outputs, logs } = yield* runStage(downloadStage, { params }).pipe(
           environment({ HF_ENDPOINT: `${server.base}/`, HF_TOKEN: "hf_hidden" })
         )
@@ -198,7 +198,7 @@ describe("download from a hub", () => {
     Effect.gen(function* () {
       const { base } = yield* hub
       const tried = (hub: string, files: string) =>
-        failing([{ hub, files }], "/", { endpoint: base }).pipe(environment({}))
+        failing([{ hub, include: files }], "/", { endpoint: base }).pipe(environment({}))
       assert.deepStrictEqual(yield* tried("owner/private", "*"), [
         "invalid-input",
         "sources[0] (hub: owner/private): the server answers 401 (no access)"

@@ -4,6 +4,7 @@ import { HttpClient } from "effect/http"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as HttpClientResponse from "effect/http/HttpClientResponse"
 import * as Hub from "../../data/Hub.ts"
+import { hubSourceOf } from "../../data/Sources.ts"
 import type { Finding, Rule } from "../../pipeline/plan/Preflight.ts"
 import type { downloadStage } from "../Download.ts"
 import { missing, ok, stageRule, stagesOf, type Verdict, warning } from "./StageRule.ts"
@@ -25,18 +26,19 @@ export const access: Rule = {
     const { pipeline } = context
     const named = new Set([...pipeline.secrets, ...pipeline.stages.flatMap(({ secrets }) => secrets)])
     const questions = stagesOf<typeof downloadStage>(context, "download").flatMap(({ params, stage }) =>
-      params.sources.flatMap(({ hub, revision = "main", type = "dataset" }) =>
-        hub === undefined
+      params.sources.flatMap((source) => {
+        const hub = hubSourceOf(source)
+        return hub === undefined
           ? []
           : [
               {
                 stage: stage.name,
                 endpoint: params.endpoint,
-                repository: { id: hub, revision, type },
+                repository: hub.repository,
                 withheld: named.has("HF_TOKEN") && !stage.secrets.includes("HF_TOKEN")
               }
             ]
-      )
+      })
     )
     return yield* Effect.forEach(
       questions,

@@ -273,7 +273,7 @@ describe("a preflight of sources on the network", () => {
   )
 
   const hub = (endpoint: string, id: string) =>
-    `  text: { uses: download, with: { endpoint: "${endpoint}", sources: [{ hub: ${id}, files: "*.jsonl" }] } }\n`
+    `  text: { uses: download, with: { endpoint: "${endpoint}", sources: [{ hub: ${id}, include: "*.jsonl" }] } }\n`
   const ask = (id: string, token?: string) =>
     Effect.gen(function* () {
       const { base: endpoint } = yield* serve((request, response) => {
