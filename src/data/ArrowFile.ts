@@ -3,7 +3,7 @@
  * (the columns are views of the file's buffer). Any Arrow reader opens them. apache-arrow itself is loaded on first use.
  */
 import { createHash, webcrypto } from "node:crypto"
-import { closeSync, constants, openSync, writeSync } from "node:fs"
+import { closeSync, constants, openSync, write } from "node:fs"
 import { open } from "node:fs/promises"
 import type { Data, DataType, RecordBatch, Schema, TypeMap } from "apache-arrow"
 import { Effect } from "effect"
@@ -26,39 +26,69 @@ export const batchOf = (
     makeData({ type: new Struct<TypeMap>(schema.fields), length, nullCount: 0, children: [...columns] })
   )
 
+/** One write call at the file's position; gives how many bytes it took. */
+const writePiece = (descriptor: number, piece: Uint8Array, at: number): Promise<number> =>
+  new Promise((resolve, reject) =>
+    write(descriptor, piece, at, piece.length - at, null, (error, count) =>
+      error === null ? resolve(count) : reject(error)
+    )
+  )
+
 export interface Written {
   readonly bytes: number
   readonly sha256: string
 }
 
-/** Writes to `file` until closed; every batch is on its way to the disk before the next one is made. */
+/** Writes to a file until closed, off the JavaScript thread. */
 export interface ArrowWriter {
+  /** Begins to write a batch, whose buffers must stay as they are until `written`. */
   write(batch: RecordBatch): void
-  close(): Written
+  /** Waits for all batches so far to be written. Fails with file system errors. */
+  written(): Promise<void>
+  close(): Promise<Written>
 }
 
-/** Opens `file` for writing. At least one batch, maybe of length 0, must be written: it carries the schema. Calls throw file system errors. */
+/** Opens `file` for writing; throws file system errors. At least one batch, maybe of length 0, must be written: it carries the schema. */
 export const openWriter = ({ AsyncByteQueue, RecordBatchFileWriter }: Arrow, file: string): ArrowWriter => {
   const descriptor = openSync(file, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC)
   const hash = createHash("sha256")
   let bytes = 0
+  let failed: { readonly cause: unknown } | undefined
+  let pending = Promise.resolve()
+  const put = async (piece: Uint8Array): Promise<void> => {
+    if (failed !== undefined) return
+    try {
+      for (let at = 0; at < piece.length;) at += await writePiece(descriptor, piece, at)
+    } catch (cause) {
+      failed = { cause }
+    }
+  }
   class FileQueue extends AsyncByteQueue {
     override write(chunk: ArrayBuffer | ArrayBufferView): void {
       const piece = ArrayBuffer.isView(chunk)
         ? new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength)
         : new Uint8Array(chunk)
       hash.update(piece)
-      for (let at = 0; at < piece.length;) at += writeSync(descriptor, piece, at)
       bytes += piece.length
+      pending = pending.then(() => put(piece))
     }
   }
   const writer = new RecordBatchFileWriter()
   writer.reset(new FileQueue())
+  const written = async (): Promise<void> => {
+    await pending
+    if (failed !== undefined) throw failed.cause
+  }
   return {
     write: (batch) => writer.write(batch),
-    close: () => {
-      writer.close()
-      closeSync(descriptor)
+    written,
+    close: async () => {
+      try {
+        writer.close()
+        await written()
+      } finally {
+        closeSync(descriptor)
+      }
       return { bytes, sha256: hash.digest("hex") }
     }
   }

@@ -6,7 +6,7 @@ import { closeSync, openSync, readSync } from "node:fs"
 import type { ShardRows, TokenArray } from "./TokenShards.ts"
 
 /** Open files at a time. */
-const mostOpen = 64
+const mostOpen = 256
 
 /** Files of one source that stay open between reads, those used last. Calls throw file system errors. */
 export class FilePool {

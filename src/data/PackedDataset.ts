@@ -9,7 +9,7 @@ import type { Data, FixedSizeList, List, RecordBatch, Schema as ArrowSchema, Uin
 import { Effect, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { StageError } from "../pipeline/StageType.ts"
-import { type Arrow, arrow, batchOf, columnOf, openWriter, readBatches } from "./ArrowFile.ts"
+import { type Arrow, arrow, batchOf, columnOf, openWriter, readBatches, type Written } from "./ArrowFile.ts"
 import { fileFailure } from "./FileFailure.ts"
 import { isWide, largest, type TokenArray, tokenArray, TokenPolicy } from "./TokenShards.ts"
 
@@ -105,14 +105,20 @@ const columnsOf = (metadata: DatasetMetadata): string =>
   ].join(", ")
 
 export interface SplitWriter {
-  /** Room for the next block, to be filled before the next call. */
+  /** Waits until there is room for blocks, and tells for how many `next` may be called. Fails with file system errors. */
+  readonly room: () => Promise<number>
+  /** The next block, to be filled before the next call. A RangeError beyond the room. */
   readonly next: () => TokenArray
   /** What else there is to say of the block that `next` gave last: where documents begin in it, ascending and without 0; tokens before the padding. */
   readonly describe: (boundaries: ReadonlyArray<number>, length: number) => void
-  readonly close: () => { readonly bytes: number; readonly sha256: string }
+  /** Waits until all is written. Fails with file system errors. */
+  readonly close: () => Promise<Written>
 }
 
-/** Writes one split; exactly metadata.{train,validation}_blocks blocks must follow. The writer's calls throw file system errors. */
+/**
+ * Writes one split; exactly metadata.{train,validation}_blocks blocks must follow. Two buffers of a record batch each take turns: one is filled while
+ * the other is written.
+ */
 export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(function* (
   folder: string,
   split: Split,
@@ -123,15 +129,17 @@ export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(functi
   const schema = schemaOf(library, metadata)
   const blocks = split === "train" ? metadata.train_blocks : metadata.validation_blocks
   const capacity = Math.min(blocksPerBatch(blockLength), Math.max(1, blocks))
-  const buffer = tokenArray(metadata.vocabulary_size, capacity * blockLength)
+  let buffer = tokenArray(metadata.vocabulary_size, capacity * blockLength)
+  let spare = blocks > capacity ? tokenArray(metadata.vocabulary_size, capacity * blockLength) : undefined
   const file = `${split}.arrow`
   const output = yield* Effect.try({ try: () => openWriter(library, join(folder, file)), catch: fileFailure(file) })
   let filled = 0
   let batches = 0
   let boundaries: Array<number> = []
-  const offsets = new Int32Array(capacity + 1)
-  const lengths = new Uint32Array(capacity)
-  const flush = (): void => {
+  let offsets = new Int32Array(capacity + 1)
+  let lengths = new Uint32Array(capacity)
+  /** Begins to write the blocks so far, from whose buffers nothing else may be made until `output.written`. */
+  const writeBatch = (): void => {
     const { FixedSizeList, Field, List, makeData, Uint16, Uint32 } = library
     const data = buffer.subarray(0, filled * blockLength)
     const child =
@@ -148,7 +156,7 @@ export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(functi
           type: list,
           length: filled,
           nullCount: 0,
-          valueOffsets: offsets.slice(0, filled + 1),
+          valueOffsets: offsets.subarray(0, filled + 1),
           child: makeData({ type: new Uint32(), length: starts.length, nullCount: 0, data: starts })
         })
       )
@@ -156,13 +164,22 @@ export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(functi
     if (metadata.packing === "best-fit")
       columns.push(makeData({ type: new Uint32(), length: filled, nullCount: 0, data: lengths.subarray(0, filled) }))
     output.write(batchOf(library, schema, filled, columns))
-    filled = 0
-    boundaries = []
     batches++
   }
   const writer: SplitWriter = {
+    room: async () => {
+      if (filled < capacity) return capacity - filled
+      await output.written() // the spare buffer is free from here on
+      writeBatch()
+      ;[buffer, spare] = [spare ?? tokenArray(metadata.vocabulary_size, capacity * blockLength), buffer]
+      offsets = new Int32Array(capacity + 1)
+      lengths = new Uint32Array(capacity)
+      boundaries = []
+      filled = 0
+      return capacity
+    },
     next: () => {
-      if (filled === capacity) flush()
+      if (filled === capacity) throw new RangeError(`no room for more than ${capacity} blocks`)
       offsets[filled + 1] = boundaries.length
       lengths[filled] = blockLength
       return buffer.subarray(filled * blockLength, ++filled * blockLength)
@@ -173,7 +190,7 @@ export const openSplitWriter = Effect.fn("PackedDataset.openSplitWriter")(functi
       lengths[filled - 1] = length
     },
     close: () => {
-      if (filled > 0 || batches === 0) flush()
+      if (filled > 0 || batches === 0) writeBatch()
       return output.close()
     }
   }

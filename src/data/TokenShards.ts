@@ -120,7 +120,7 @@ export class ShardBuilder {
   }
 }
 
-/** Writes the collected documents as `folder/name`. Fails on disk errors. */
+/** Writes the collected documents as `folder/name`; nothing may be added meanwhile. Fails on disk errors. */
 export const writeShard = Effect.fn("TokenShards.writeShard")(function* (
   builder: ShardBuilder,
   folder: string,
@@ -145,7 +145,7 @@ export const writeShard = Effect.fn("TokenShards.writeShard")(function* (
     tokens instanceof Uint16Array
       ? makeData({ type: new Uint16(), length: tokens.length, nullCount: 0, data: tokens })
       : makeData({ type: new Uint32(), length: tokens.length, nullCount: 0, data: tokens })
-  const { sha256 } = yield* Effect.try({
+  const { sha256 } = yield* Effect.tryPromise({
     try: () => {
       const writer = openWriter(library, join(folder, name))
       writer.write(

@@ -126,6 +126,9 @@ const LitGpt = Schema.Struct({
 })
 const LIT_CHUNK_BLOCKS = 1024
 
+/** Blocks that are written between two looks at signals. */
+const BLOCKS_A_TURN = 256
+
 /** lit-gpt's reader takes eight files at a time of each rank's share. */
 const LIT_FILES_PER_RANK = 8
 
@@ -330,9 +333,9 @@ export const packStage = defineStage({
           : new TokenStream(source, s, split === "validation", streamSeed)
       )
       const iterator = order[Symbol.iterator]()
-      /** Writes up to 256 blocks; false: these were the last. */
-      const writeSome = (): boolean => {
-        for (let i = 0; i < 256; i++) {
+      /** Writes up to `most` blocks; false: these were the last. */
+      const writeSome = (most: number): boolean => {
+        for (let i = 0; i < most; i++) {
           const next = iterator.next()
           if (next.done === true) return false
           const block = writer.next()
@@ -343,12 +346,15 @@ export const packStage = defineStage({
         }
         return true
       }
-      while (yield* Effect.try({ try: writeSome, catch: fileFailure(`${split}.arrow`) })) {
+      const onDisk = fileFailure(`${split}.arrow`)
+      for (;;) {
+        const room = yield* Effect.tryPromise({ try: () => writer.room(), catch: onDisk })
+        if (!(yield* Effect.try({ try: () => writeSome(Math.min(room, BLOCKS_A_TURN)), catch: onDisk }))) break
         yield* stop
         context.progress({ done, total, unit: "tokens" })
         yield* Effect.yieldNow
       }
-      return yield* Effect.try({ try: () => writer.close(), catch: fileFailure(`${split}.arrow`) })
+      return yield* Effect.tryPromise({ try: () => writer.close(), catch: onDisk })
     })
     const train = yield* writeSplit("train", interleave(shares.map((share) => share.trainBlocks)))
     const held = yield* writeSplit(

@@ -200,32 +200,42 @@ export const tokenizeStage = defineStage({
     })
     const report = (): void => context.progress({ done, total, unit: "bytes" })
 
-    const builder = new ShardBuilder(policy.vocabulary_size)
-    const close = Effect.fnUntraced(function* () {
+    // One shard is written while the next is gathered.
+    let [builder, spare] = [new ShardBuilder(policy.vocabulary_size), new ShardBuilder(policy.vocabulary_size)]
+    let closing: Fiber.Fiber<void, StageError> | undefined
+    const write = Effect.fnUntraced(function* (full: ShardBuilder, at: Omit<typeof Finished.Type, "shard">) {
       const name = shardName(shards.length)
-      const shard = yield* writeShard(builder, work, `${name}.part`, policy)
-      const note = { shard: { ...shard, path: name }, next: cursor, done, tally }
+      const shard = { ...(yield* writeShard(full, work, `${name}.part`, policy)), path: name }
       yield* Effect.tryPromise({
         try: async () => {
-          quarantine.nextShard()
           // the note comes last: it vouches for the shard
           await rename(join(work, `${name}.part`), join(work, name))
-          await writeFile(join(work, `${name}.json.part`), JSON.stringify(note))
+          await writeFile(join(work, `${name}.json.part`), JSON.stringify({ shard, ...at }))
           await rename(join(work, `${name}.json.part`), join(work, `${name}.json`))
         },
         catch: fileFailure(name)
       })
-      shards.push(note.shard)
-      builder.clear()
+      shards.push(shard)
+      full.clear()
       native.releaseFreeMemory()
+    })
+    const settle = Effect.suspend(() => (closing === undefined ? Effect.void : Fiber.join(closing)))
+    const close = Effect.fnUntraced(function* () {
+      yield* settle
+      yield* Effect.try({ try: () => quarantine.nextShard(), catch: fileFailure("the quarantine") })
+      const full = builder
+      ;[builder, spare] = [spare, builder]
+      closing = yield* Effect.forkChild(write(full, { next: cursor, done, tally }))
       report()
     })
     /** Enters what a batch gave, in order; a shard closes behind the document that fills it. */
     const enter = Effect.fnUntraced(function* ({ encoded, entries }: Encoded) {
       let document = 0
       for (const entry of entries) {
-        if (context.stopRequested())
+        if (context.stopRequested()) {
+          yield* settle
           return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
+        }
         cursor = entry.next
         done = entry.done
         if (entry.kind === "passed") {
@@ -261,22 +271,23 @@ export const tokenizeStage = defineStage({
         const ended = batch.done === true
         const full = ended || encoder.add(batch.value)
         if (!full) continue
-        if (running !== undefined) yield* enter(yield* Fiber.join(running))
-        if (ended) break
-        running = yield* Effect.forkChild(encoder.start())
+        const finished = running === undefined ? undefined : yield* Fiber.join(running)
+        running = yield* Effect.forkChild(encoder.start(), { startImmediately: true })
+        if (finished !== undefined) yield* enter(finished)
+        if (ended) return yield* enter(yield* Fiber.join(running))
         yield* Effect.yieldNow // lets signals and progress through
         if (done - shown >= total / 200) {
           report()
           shown = done
         }
       }
-      yield* enter(yield* encoder.start())
     })
     yield* Effect.ensuring(
       read,
       Effect.promise(() => reader.return(undefined))
     )
     if (builder.documents > 0) yield* close()
+    yield* settle
 
     const tokens = shards.reduce((sum, shard) => sum + shard.tokens, 0)
     const documents = shards.reduce((sum, shard) => sum + shard.documents, 0)

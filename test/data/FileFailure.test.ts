@@ -45,7 +45,13 @@ describe("FileFailure", () => {
       const counts = { seq_len: 3, train_blocks: 1, validation_blocks: 0, mixture: [], accounting: [] }
       const error = yield* openSplitWriter(folder, "train", { ...policy, ...counts }).pipe(
         Effect.flatMap((writer) =>
-          Effect.try({ try: () => [writer.next(), writer.close()], catch: fileFailure("train.arrow") })
+          Effect.tryPromise({
+            try: () => {
+              writer.next()
+              return writer.close()
+            },
+            catch: fileFailure("train.arrow")
+          })
         ),
         Effect.flip
       )

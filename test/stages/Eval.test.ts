@@ -57,13 +57,14 @@ const datasetOf = Effect.fnUntraced(function* (blocks: number) {
     mixture: [],
     accounting: []
   }
-  const train = (yield* openSplitWriter(folder, "train", metadata)).close().sha256
+  const empty = yield* openSplitWriter(folder, "train", metadata)
+  const train = (yield* Effect.promise(() => empty.close())).sha256
   const writer = yield* openSplitWriter(folder, "validation", metadata)
   const cut = Array.from({ length: blocks }, (_, block) =>
     ids.subarray(block * (seqLen + 1), (block + 1) * (seqLen + 1))
   )
   for (const block of cut) writer.next().set(block)
-  const files = { train, validation: writer.close().sha256 }
+  const files = { train, validation: (yield* Effect.promise(() => writer.close())).sha256 }
   return {
     handle: artifactOf("PackedDataset", folder, { ...metadata, files }, "packed.dataset"),
     blocks: cut,

@@ -29,7 +29,7 @@ const write = Effect.fnUntraced(function* (folder: string, split: Split, blocks:
       token = (token * 5 + 3) % metadata.vocabulary_size
     }
   }
-  return writer.close().sha256
+  return (yield* Effect.promise(() => writer.close())).sha256
 })
 
 /** A dataset in which each token follows from the one before. */
