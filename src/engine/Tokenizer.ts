@@ -12,7 +12,7 @@ export interface Tokenizer {
   readonly bos: number
   readonly eos: number
   /**
-   * Ids of one document. The defaults are SentencePiece's: no BOS, no EOS, a dummy prefix. Special pieces written out in the text are plain
+   * Ids of one document. The defaults are SentencePiece's: no BOS, no EOS, a dummy prefix where the vocabulary has one. Special pieces written out in the text are plain
    * characters. Bytes that are not UTF-8 become U+FFFD one by one; ask firstInvalidUtf8 before where that is not wanted.
    */
   readonly encode: (document: Uint8Array, options?: Partial<Native.EncodeOptions>) => Int32Array
@@ -51,9 +51,9 @@ export const tokenizerOf = Effect.fn("Tokenizer.tokenizerOf")(function* (vocabul
     digest: vocabulary.digest,
     bos: vocabulary.bos,
     eos: vocabulary.eos,
-    encode: (document, { addBos = false, addEos = false, dummyPrefix = true } = {}) =>
+    encode: (document, { addBos = false, addEos = false, dummyPrefix = vocabulary.dummyPrefix } = {}) =>
       native.encode(document, { addBos, addEos, dummyPrefix }),
-    encodeBatch: (text, offsets, { addBos = false, addEos = false, dummyPrefix = true, threads }) =>
+    encodeBatch: (text, offsets, { addBos = false, addEos = false, dummyPrefix = vocabulary.dummyPrefix, threads }) =>
       Effect.promise(() => native.encodeBatch(text, offsets, { addBos, addEos, dummyPrefix }, threads)),
     decode: (ids) => native.decode(ids instanceof Int32Array ? ids : Int32Array.from(ids)),
     firstInvalidUtf8: (document) => native.firstInvalidUtf8(document)

@@ -113,7 +113,7 @@ export const metadataOf = (model: {
     ["tokenizer.ggml.unknown_token_id", uint32(vocabulary.unknown)],
     ["tokenizer.ggml.add_bos_token", bool(true)],
     ["tokenizer.ggml.add_eos_token", bool(false)],
-    ["tokenizer.ggml.add_space_prefix", bool(true)],
+    ["tokenizer.ggml.add_space_prefix", bool(vocabulary.dummyPrefix)],
     ...(chat === null ? [] : ([["tokenizer.chat_template", string(chatTemplate[chat])]] as const))
   ]
 }

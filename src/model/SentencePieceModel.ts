@@ -24,10 +24,15 @@ const delimited = (field: number, content: string | ReadonlyArray<number>): Read
   return [...varint((field << 3) | 2), ...varint(bytes.length), ...bytes]
 }
 
-/** The bytes of tokenizer.model: byte fallback, no normalization, a dummy prefix, spaces kept as they are. */
-export const sentencePieceModel = (
-  vocabulary: Native.Vocabulary & { readonly unknown: number; readonly bos: number; readonly eos: number }
-): Uint8Array => {
+interface Model extends Native.Vocabulary {
+  readonly unknown: number
+  readonly bos: number
+  readonly eos: number
+  readonly dummyPrefix: boolean
+}
+
+/** The bytes of tokenizer.model: byte fallback, no normalization, spaces kept as they are. */
+export const sentencePieceModel = (vocabulary: Model): Uint8Array => {
   const pieces = vocabulary.pieces.map((piece, id) => {
     const type = vocabulary.types[id]!
     return delimited(1, [
@@ -54,7 +59,7 @@ export const sentencePieceModel = (
   const normalizer = [
     delimited(1, "identity"), // name
     delimited(2, ""), // precompiled_charsmap
-    integer(3, 1), // add_dummy_prefix
+    integer(3, vocabulary.dummyPrefix ? 1 : 0), // add_dummy_prefix
     integer(4, 0) // remove_extra_whitespaces
   ]
   return Uint8Array.from([...pieces, delimited(2, trainer.flat()), delimited(3, normalizer.flat())].flat())

@@ -64,7 +64,7 @@ const fastTokenizer = (vocabulary: Vocabulary) => {
     normalizer: {
       type: "Sequence",
       normalizers: [
-        { type: "Prepend", prepend: "▁" },
+        ...(vocabulary.dummyPrefix ? [{ type: "Prepend", prepend: "▁" }] : []),
         { type: "Replace", pattern: { String: " " }, content: "▁" }
       ]
     },
@@ -81,7 +81,7 @@ const fastTokenizer = (vocabulary: Vocabulary) => {
         { type: "Replace", pattern: { String: "▁" }, content: " " },
         { type: "ByteFallback" },
         { type: "Fuse" },
-        { type: "Strip", content: " ", start: 1, stop: 0 }
+        ...(vocabulary.dummyPrefix ? [{ type: "Strip", content: " ", start: 1, stop: 0 }] : [])
       ]
     },
     model: {
@@ -124,6 +124,7 @@ export const mergesOf = (vocabulary: Vocabulary): ReadonlyArray<string> => {
 const tokenizerConfig = (vocabulary: Vocabulary, { chat, contextLength }: TokenizerFilesOptions) => ({
   add_bos_token: true,
   add_eos_token: false,
+  ...(vocabulary.dummyPrefix ? {} : { add_prefix_space: false }),
   added_tokens_decoder: Object.fromEntries(
     specialIds(vocabulary).map((id) => [id, addedToken(vocabulary.pieces[id]!)])
   ),

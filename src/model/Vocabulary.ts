@@ -17,6 +17,8 @@ export interface Vocabulary extends Native.Vocabulary {
   readonly name: string
   /** sha256 of the pieces, scores and types; see digestOf. */
   readonly digest: string
+  /** Whether the tokenizer puts a ▁ in front of a text. */
+  readonly dummyPrefix: boolean
   readonly unknown: number
   readonly bos: number
   readonly eos: number
@@ -39,12 +41,13 @@ export const loadVocabulary = (name: TokenizerName): Effect.Effect<Vocabulary, V
 
 /**
  * sha256, in hex, of one line per id: JSON.stringify([piece, score, type]) and a line feed, as UTF-8. A score is written as the number that its
- * 32-bit float is.
+ * 32-bit float is. A tokenizer that puts no ▁ in front of a text has one more line, "no dummy prefix".
  */
-export const digestOf = (vocabulary: Native.Vocabulary): string => {
+export const digestOf = (vocabulary: Native.Vocabulary & { readonly dummyPrefix?: boolean }): string => {
   const lines = vocabulary.pieces.map(
     (piece, id) => `${JSON.stringify([piece, vocabulary.scores[id], vocabulary.types[id]])}\n`
   )
+  if (vocabulary.dummyPrefix === false) lines.push('"no dummy prefix"\n')
   return createHash("sha256").update(lines.join("")).digest("hex")
 }
 
@@ -81,5 +84,6 @@ function fromLlama2Pieces(pieces: ReadonlyArray<string>): Vocabulary {
     if (id >= 259) scores[id] = /^▁+$/u.test(piece) ? -1e9 : 259 - id
   }
   const vocabulary = { pieces, scores, types }
-  return { ...vocabulary, name: "llama-2", digest: digestOf(vocabulary), unknown: 0, bos: 1, eos: 2 }
+  const digest = digestOf(vocabulary)
+  return { ...vocabulary, name: "llama-2", digest, dummyPrefix: true, unknown: 0, bos: 1, eos: 2 }
 }

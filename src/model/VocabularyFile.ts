@@ -4,7 +4,7 @@
  */
 import { Effect, FileSystem, Schema } from "effect"
 import * as Native from "../engine/Native.ts"
-import { digestOf, pieceType, type Vocabulary } from "./Vocabulary.ts"
+import { digestOf, loadVocabulary, pieceType, type Vocabulary } from "./Vocabulary.ts"
 
 export class VocabularyFileError extends Schema.TaggedError<VocabularyFileError>()("VocabularyFileError", {
   path: Schema.String,
@@ -18,16 +18,13 @@ export class VocabularyFileError extends Schema.TaggedError<VocabularyFileError>
   }
 }
 
-export interface VocabularyFile {
-  readonly vocabulary: Vocabulary
-  /** Whether the tokenizer puts a ▁ in front of a text. */
-  readonly dummyPrefix: boolean
-}
-
 type Parts = Native.Vocabulary & { readonly addDummyPrefix: boolean }
 
-/** A path that ends in .json is read as tokenizer.json, any other as tokenizer.model. `name` is how artifacts and messages call it. */
-export const readVocabularyFile = Effect.fn("readVocabularyFile")(function* (path: string, name: string) {
+/**
+ * A path that ends in .json is read as tokenizer.json, any other as tokenizer.model. Its name comes of what it says, wherever it lies: that of Llama 2 is
+ * llama-2, every other spm- and the first digits of its digest.
+ */
+export const readVocabularyFile = Effect.fn("readVocabularyFile")(function* (path: string) {
   const fs = yield* FileSystem.FileSystem
   const native = yield* Native.load
   const refuse = (cause: unknown) =>
@@ -39,21 +36,62 @@ export const readVocabularyFile = Effect.fn("readVocabularyFile")(function* (pat
         Effect.flatMap((json) => Effect.mapError(fromFastTokenizer(json), refuse))
       )
     : yield* Effect.try({ try: () => native.readSentencePieceModel(file), catch: refuse })
-  const { pieces, scores, types, addDummyPrefix } = parts
+  const { pieces, scores, types, addDummyPrefix: dummyPrefix } = parts
   yield* Effect.try({ try: () => new native.Tokenizer(parts), catch: refuse })
   const special = (piece: string, type: number) => pieces.findIndex((text, id) => text === piece && types[id] === type)
+  const llama2 = yield* Effect.mapError(loadVocabulary("llama-2"), refuse)
+  if (dummyPrefix && isSame(parts, llama2)) return llama2
+  const digest = digestOf({ pieces, scores, types, dummyPrefix })
   const vocabulary: Vocabulary = {
-    name,
+    name: `spm-${digest.slice(0, 12)}`,
     pieces,
     scores,
     types,
-    digest: digestOf(parts),
+    digest,
+    dummyPrefix,
     unknown: types.indexOf(pieceType.unknown),
     bos: special("<s>", pieceType.control),
     eos: special("</s>", pieceType.control)
   }
-  return { vocabulary, dummyPrefix: addDummyPrefix } satisfies VocabularyFile
+  return vocabulary
 })
+
+/**
+ * Whether two vocabularies give the same ids for every text. Of scores their order alone counts, which is all that tokenizer.json tells; runs of ▁, below
+ * all else, come out the same in whatever order they grow.
+ */
+const isSame = (one: Native.Vocabulary, other: Native.Vocabulary): boolean => {
+  const { pieces, types } = one
+  if (pieces.length !== other.pieces.length || pieces.some((piece, id) => piece !== other.pieces[id])) return false
+  if (types.some((type, id) => type !== other.types[id])) return false
+  const ids = normalIds(one)
+  const made = Array.from(ids).filter(([piece]) => waysToMake(piece, ids) > 0)
+  const isRun = (piece: string) => /^▁+$/u.test(piece)
+  const runs = made.flatMap(([piece, id]) => (isRun(piece) ? [id] : []))
+  const others = made.flatMap(([piece, id]) => (isRun(piece) ? [] : [id]))
+  const runsAreLast = ({ scores }: Native.Vocabulary) =>
+    Math.max(...runs.map((id) => scores[id] ?? 0)) < Math.min(...others.map((id) => scores[id] ?? 0))
+  const ranks = ranksOf(one.scores, others)
+  return (
+    runsAreLast(one) &&
+    runsAreLast(other) &&
+    ranksOf(other.scores, others).every((rank, index) => rank === ranks[index])
+  )
+}
+
+/** For each id, how many different scores are higher. */
+const ranksOf = (scores: Float32Array, ids: ReadonlyArray<number>): ReadonlyArray<number | undefined> => {
+  const ofIds = ids.map((id) => scores[id] ?? 0)
+  const rank = new Map(
+    Array.from(new Set(ofIds))
+      .toSorted((a, b) => b - a)
+      .map((score, index) => [score, index])
+  )
+  return ofIds.map((score) => rank.get(score))
+}
+
+const normalIds = ({ pieces, types }: Pick<Native.Vocabulary, "pieces" | "types">): ReadonlyMap<string, number> =>
+  new Map(pieces.flatMap((piece, id) => (types[id] === pieceType.normal ? [[piece, id] as const] : [])))
 
 const Merge = Schema.Union([Schema.String, Schema.Tuple([Schema.String, Schema.String])])
 
@@ -105,7 +143,7 @@ const fromFastTokenizer = Effect.fnUntraced(function* (json: typeof FastTokenize
           ? pieceType.byte
           : pieceType.normal
   )
-  const ids = new Map(pieces.flatMap((piece, id) => (types[id] === pieceType.normal ? [[piece, id] as const] : [])))
+  const ids = normalIds({ pieces, types })
   const scores = yield* scoresOf(merges.map(pairOf), ids, pieces.length)
   return { pieces, scores, types, addDummyPrefix: yield* dummyPrefixOf(json) } satisfies Parts
 })

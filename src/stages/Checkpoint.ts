@@ -7,6 +7,7 @@ import { folderName, stepsBelow, type TrainingProgress, verifyCheckpoint, WEIGHT
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { parameterCount } from "../model/Architecture.ts"
+import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { readShape, tensorsOf, writeWeights } from "../model/HuggingFace.ts"
 import { readSafetensors } from "../model/Safetensors.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
@@ -188,6 +189,7 @@ export const checkpointStage = defineStage({
         )
       })
     }))
+    yield* Effect.mapError(passVocabulary(input, context.output("checkpoint")), failed)
     yield* Effect.mapError(writeWeights(context.output("checkpoint"), { shape, precision: "fp32", weights }), failed)
     return {
       checkpoint: {

@@ -8,7 +8,7 @@ import { parameterCount } from "../model/Architecture.ts"
 import { readShape } from "../model/HuggingFace.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { openScorer } from "../engine/Scorer.ts"
-import { loadTokenizer } from "../engine/Tokenizer.ts"
+import { loadTokenizer, tokenizerOf } from "../engine/Tokenizer.ts"
 import { noScores, readEarlierScores } from "../evaluation/EarlierScores.ts"
 import { Profile } from "../evaluation/LogLikelihood.ts"
 import { markdown, type ModelScores, type Report } from "../evaluation/Report.ts"
@@ -16,7 +16,7 @@ import { rowsInLog, scoreSequences } from "../evaluation/Scoring.ts"
 import type { Metrics, Task, TaskError } from "../evaluation/Task.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
 import { internal, invalid, perplexitySubject, questionSubjects, select, type Subject } from "./EvalSubjects.ts"
-import { makeAnew } from "./ModelArtifact.ts"
+import { makeAnew, vocabularyOf } from "./ModelArtifact.ts"
 import { forecastEval } from "./ModelForecast.ts"
 import { AtLeast } from "./TrainingParameters.ts"
 import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
@@ -46,6 +46,19 @@ const params = {
     default: 2048
   })
 }
+
+/** The tokenizer of the first model, which the others must share; one that does not say has Llama 2's. */
+const tokenizerFor = (models: ReadonlyArray<ArtifactHandle>) =>
+  Effect.gen(function* () {
+    const named = models.find(({ facts }) => typeof facts["tokenizer"] === "string")
+    return named === undefined ? yield* loadTokenizer("llama-2") : yield* tokenizerOf(yield* vocabularyOf(named))
+  }).pipe(
+    Effect.mapError((error) =>
+      error instanceof StageError
+        ? error
+        : new StageError({ failure: "internal", message: error.message, next: "npm ci && npm run build:native" })
+    )
+  )
 
 const shapeOf = (model: ArtifactHandle) =>
   Effect.mapError(
@@ -102,9 +115,7 @@ export const evalStage = defineStage({
     const path = yield* Path.Path
     if (inputs.models.length === 0)
       return yield* invalid("no model is connected to port models", "connect at least one")
-    const tokenizer = yield* loadTokenizer("llama-2").pipe(
-      Effect.mapError((error) => new StageError({ failure: "internal", message: error.message, next: "npm ci" }))
-    )
+    const tokenizer = yield* tokenizerFor(inputs.models)
     const badQuestions = (error: TaskError) => invalid(error.message, questionsAdvice)
     const subjects = yield* Effect.gen(function* () {
       const { data, questions } = inputs
@@ -149,8 +160,8 @@ export const evalStage = defineStage({
         const digest = handle.facts["tokenizer_digest"]
         if (vocabularySize < tokenizer.vocabularySize || (digest !== undefined && digest !== tokenizer.digest))
           return yield* invalid(
-            `${handle.origin} was not made with the tokenizer ${tokenizer.name}`,
-            "leave it out of models"
+            `${handle.origin} was made with the tokenizer ${JSON.stringify(handle.facts["tokenizer"] ?? null)}, not with ${tokenizer.name}`,
+            "evaluate it in a stage of its own"
           )
         const tasks: Record<string, Metrics> = {}
         const scorer =

@@ -10,9 +10,10 @@ import { fileFailure } from "../data/FileFailure.ts"
 import { readLitFile } from "../data/LitPacked.ts"
 import { Delimiter, type Shard, ShardBuilder, shardName, type TokenPolicy, writeShard } from "../data/TokenShards.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
-import { TokenizerName } from "../model/Vocabulary.ts"
+import { carryVocabulary } from "../model/CarriedVocabulary.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
 import { forecastImport } from "./TextForecast.ts"
+import { knownName, observeTokenizer, openTokenizer, tokenizerParameter } from "./TokenizerChoice.ts"
 
 /** Bytes of tokens a second: read, cut, decoded to know their text's length, written. */
 const IMPORT_RATE = 20e6
@@ -28,11 +29,7 @@ export const importPackedStage = defineStage({
   version: 1,
   describe: "Takes in tokens that lit-gpt's or TinyLlama's scripts prepared (LITPKDS files)",
   params: {
-    tokenizer: parameter(TokenizerName, {
-      change: "identity",
-      describe: "whose vocabulary the ids are of: the files do not say",
-      default: "llama-2"
-    }),
+    tokenizer: tokenizerParameter("whose vocabulary the ids are of, which the files do not say"),
     bos: parameter(Delimiter, {
       change: "identity",
       describe: "document: <s> begins every document, as in TinyLlama's run; none",
@@ -52,17 +49,14 @@ export const importPackedStage = defineStage({
   inputs: { documents: { type: "Documents", many: true, describe: "files of format litpkds, taken in order" } },
   outputs: { tokens: { type: "TokenShards", describe: "the tokens, document by document" } },
   headline: ({ tokens }) => `${countIn(tokens, "tokens")} tokens of ${countIn(tokens, "documents")} documents`,
-  forecast: ({ bos, eos, tokenizer }, { documents }) => forecastImport({ tokenizer, bos, eos }, documents),
+  observe: ({ tokenizer }, baseDirectory) => observeTokenizer(tokenizer, baseDirectory),
+  forecast: ({ bos, eos, tokenizer }, { documents }) =>
+    forecastImport({ tokenizer: knownName(tokenizer), bos, eos }, documents),
   modelSeconds: ({ amount }) => secondsOfBytes(amount, IMPORT_RATE),
 
   run: Effect.fn("import-packed")(function* (context) {
     const { bos, eos, shard_tokens } = context.params
-    const { loadTokenizer } = yield* Effect.promise(() => import("../engine/Tokenizer.ts"))
-    const tokenizer = yield* loadTokenizer(context.params.tokenizer).pipe(
-      Effect.mapError(
-        (error) => new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
-      )
-    )
+    const tokenizer = yield* openTokenizer(context.params.tokenizer, context.baseDirectory)
     const policy: TokenPolicy = {
       tokenizer: tokenizer.name,
       tokenizer_digest: tokenizer.digest,

@@ -1,9 +1,9 @@
 /** What the stages that pass models on have in common: opening a model's folder and tokenizer, and what each failure means for a user. */
-import { Effect, Schema } from "effect"
+import { Effect } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { isDiskFull } from "../engine/StorageFailure.ts"
 import { readHfModel } from "../model/HuggingFace.ts"
-import { loadVocabulary, TokenizerName } from "../model/Vocabulary.ts"
+import { vocabularyIn } from "../model/CarriedVocabulary.ts"
 import { Preempted, StageError } from "../pipeline/StageType.ts"
 
 export const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? origin
@@ -26,28 +26,24 @@ export const openModelArtifact = Effect.fn("openModelArtifact")(function* (handl
   )
 })
 
-const decodeTokenizerName = Schema.decodeUnknownEffect(TokenizerName)
-
 /** The vocabulary that a model was trained with, by the name and the digest in its facts. */
 export const vocabularyOf = Effect.fn("vocabularyOf")(function* (handle: ArtifactHandle) {
   const { facts, origin } = handle
-  const name = yield* decodeTokenizerName(facts["tokenizer"]).pipe(
-    Effect.mapError(
-      () =>
-        new StageError({
-          failure: "invalid-input",
-          message: `${origin} was made with the tokenizer ${JSON.stringify(facts["tokenizer"])}, which is unknown here`,
-          next: `use one of ${TokenizerName.literals.join(", ")}`
-        })
+  const vocabulary = yield* vocabularyIn(handle).pipe(
+    Effect.mapError((error) =>
+      error._tag === "VocabularyFileError"
+        ? new StageError({
+            failure: "invalid-input",
+            message: `${origin} was made with the tokenizer ${JSON.stringify(facts["tokenizer"])}, which it does not hold: ${error.message}`,
+            next: makeAnew(handle)
+          })
+        : new StageError({ failure: "internal", message: error.message, next: "npm ci && npm run build:native" })
     )
-  )
-  const vocabulary = yield* loadVocabulary(name).pipe(
-    Effect.mapError((error) => new StageError({ failure: "internal", message: error.message, next: error.next }))
   )
   if (facts["tokenizer_digest"] !== vocabulary.digest) {
     return yield* new StageError({
       failure: "invalid-input",
-      message: `${origin} was made with another ${name} vocabulary (${JSON.stringify(facts["tokenizer_digest"])}) than this installation's (${vocabulary.digest})`,
+      message: `${origin} was made with another vocabulary of ${JSON.stringify(facts["tokenizer"])} (digest ${JSON.stringify(facts["tokenizer_digest"])}) than is here (${vocabulary.digest})`,
       next: "tokenize and train again with this installation, or use the one that made it"
     })
   }

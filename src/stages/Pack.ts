@@ -15,6 +15,7 @@ import { LitWriter } from "../data/LitPacked.ts"
 import { HoldOut } from "../data/HoldOut.ts"
 import { BestFitStream, interleave, type Share, shareOut, shareOutBestFit, TokenStream } from "../data/Packing.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
+import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { factsOf, readShard, type TokenPolicy, type TokenShardsFacts } from "../data/TokenShards.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
 import { forecastPack } from "./TextForecast.ts"
@@ -361,6 +362,9 @@ export const packStage = defineStage({
       "validation",
       shares.flatMap((share, s) => Array.from({ length: share.validationBlocks }, () => s))
     )
+    const [first] = context.inputs.tokens
+    if (first !== undefined)
+      yield* Effect.mapError(passVocabulary(first, context.output("dataset")), fileFailure("tokenizer.model"))
     context.progress({ done, total, unit: "tokens" })
     context.log(
       `${number(trainBlocks)} train blocks and ${number(validationBlocks)} validation blocks of ${number(blockLength)} tokens`

@@ -3,7 +3,7 @@
  * interrupted, and how often, cannot be seen in what it leaves.
  */
 import { Effect, FileSystem, Path, Schema } from "effect"
-import { countIn } from "../artifacts/Artifact.ts"
+import { type ArtifactHandle, countIn } from "../artifacts/Artifact.ts"
 import { openLoader, type Rows, type SampleLoader } from "../data/SampleLoader.ts"
 import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
@@ -11,6 +11,7 @@ import { storageFailure } from "../engine/StorageFailure.ts"
 import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
+import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { budgetChange, keepChange } from "./TrainingChange.ts"
@@ -68,7 +69,7 @@ const inBatches = ({ targets, tokens }: Rows, length: number, size: number): Rea
 
 /** Fills the output folder. Checkpoints are linked, not copied: their files are never written to again. */
 const publish = Effect.fnUntraced(
-  function* (folder: string, shape: ModelShape, outcome: TrainingOutcome) {
+  function* (folder: string, shape: ModelShape, data: ArtifactHandle, outcome: TrainingOutcome) {
     const fs = yield* FileSystem.FileSystem
     const path = yield* Path.Path
     for (const checkpoint of outcome.checkpoints) {
@@ -79,6 +80,7 @@ const publish = Effect.fnUntraced(
         yield* fs.link(from, to).pipe(Effect.catch(() => fs.copyFile(from, to)))
       }
     }
+    yield* passVocabulary(data, folder)
     yield* fs.copyFile(outcome.metricsPath, path.join(folder, "metrics.jsonl"))
     yield* fs.writeFileString(path.join(folder, "config.json"), `${JSON.stringify(toHfConfig(shape), null, 2)}\n`)
   },
@@ -257,7 +259,7 @@ export const pretrainStage = defineStage({
       Effect.sync(() => model.initialize(seed)),
       { ...context, earlier: context.previous?.outputs["state"]?.folder ?? context.previous?.work }
     )
-    yield* publish(context.output("state"), shape, outcome)
+    yield* publish(context.output("state"), shape, inputs.data, outcome)
     const { state } = outcome
     return {
       state: {

@@ -18,13 +18,13 @@ import { ScheduleKind } from "../engine/Schedule.ts"
 import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
-import { loadTokenizer } from "../engine/Tokenizer.ts"
+import { tokenizerOf } from "../engine/Tokenizer.ts"
 import { train, type TrainingBatch } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
 import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
-import { TokenizerName } from "../model/Vocabulary.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
+import { vocabularyOf } from "./ModelArtifact.ts"
 import { forecastSft } from "./TrainingForecast.ts"
 import { epochsChange } from "./TrainingChange.ts"
 import { AtLeast, Fraction, NotNegative, Positive, clip, log_every, save_every_seconds } from "./TrainingParameters.ts"
@@ -34,26 +34,13 @@ const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? 
 
 const invalid = (message: string, next: string) => new StageError({ failure: "invalid-input", message, next })
 
-/** The tokenizer that the base model was trained with, by name and digest. */
-const tokenizerOf = Effect.fnUntraced(function* (base: ArtifactHandle) {
-  const name = yield* Schema.decodeUnknownEffect(TokenizerName)(base.facts["tokenizer"]).pipe(
-    Effect.mapError(() =>
-      invalid(
-        `${base.origin} was made with the tokenizer ${JSON.stringify(base.facts["tokenizer"])}, which is unknown here`,
-        "use a base model made with llama-2"
-      )
-    )
-  )
-  const tokenizer = yield* Effect.mapError(
-    loadTokenizer(name),
+/** The tokenizer that the base model was trained with. */
+const tokenizerFor = Effect.fnUntraced(function* (base: ArtifactHandle) {
+  const vocabulary = yield* vocabularyOf(base)
+  return yield* Effect.mapError(
+    tokenizerOf(vocabulary),
     (error) => new StageError({ failure: "internal", message: error.message, next: "npm ci && npm run build:native" })
   )
-  if (tokenizer.digest !== base.facts["tokenizer_digest"])
-    return yield* invalid(
-      `${base.origin} was made with another vocabulary of ${name} (digest ${JSON.stringify(base.facts["tokenizer_digest"])}, here ${tokenizer.digest})`,
-      "tokenize and train the base model anew"
-    )
-  return tokenizer
 })
 
 /** Rows of equal length in one batch: shorter ones are filled at the right with `padding`, which is neither scored nor seen by what is. */
@@ -196,7 +183,7 @@ export const sftStage = defineStage({
       })
     const base = yield* Effect.mapError(readHfModel(inputs.base.folder), unreadable)
     const { shape } = base
-    const tokenizer = yield* tokenizerOf(inputs.base)
+    const tokenizer = yield* tokenizerFor(inputs.base)
     const length = Math.min(params.seq_len, shape.max_position_embeddings)
     if (length < params.seq_len) log(`seq_len ${params.seq_len} exceeds the model's context: ${length} is used`)
 

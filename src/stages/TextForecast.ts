@@ -17,7 +17,7 @@ const TOKEN_BYTES = 2
 const vocabularySizes: Readonly<Record<string, number>> = { "llama-2": 32_000 }
 
 export const forecastTokenize = (
-  policy: { readonly tokenizer: string; readonly bos: string; readonly eos: string },
+  policy: { readonly tokenizer: string | undefined; readonly bos: string; readonly eos: string },
   documents: ReadonlyArray<Facts>
 ): Forecast => {
   const bytes = sumKnown(documents.map((facts) => numberIn(facts, "bytes")))
@@ -35,7 +35,7 @@ export const forecastTokenize = (
       tokens: factsOf(
         {
           ...policy,
-          vocabulary_size: vocabularySizes[policy.tokenizer],
+          vocabulary_size: vocabularySizes[policy.tokenizer ?? ""],
           bytes,
           tokens
         },
@@ -47,7 +47,7 @@ export const forecastTokenize = (
 
 /** lit-gpt's files hold two bytes a token for vocabularies like Llama 2's, behind headers that are next to nothing. */
 export const forecastImport = (
-  policy: { readonly tokenizer: string; readonly bos: string; readonly eos: string },
+  policy: { readonly tokenizer: string | undefined; readonly bos: string; readonly eos: string },
   documents: ReadonlyArray<Facts>
 ): Forecast => {
   const bytes = sumKnown(documents.map((facts) => numberIn(facts, "bytes")))
@@ -58,7 +58,7 @@ export const forecastImport = (
     // what a document's row takes besides its tokens, at 500 tokens a document
     bytes: bytes === undefined ? undefined : Math.ceil(bytes * 1.2) + ARROW_BYTES,
     outputs: {
-      tokens: factsOf({ ...policy, vocabulary_size: vocabularySizes[policy.tokenizer], tokens }, ["tokens"])
+      tokens: factsOf({ ...policy, vocabulary_size: vocabularySizes[policy.tokenizer ?? ""], tokens }, ["tokens"])
     }
   }
 }

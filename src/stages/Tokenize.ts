@@ -16,9 +16,10 @@ import { clash, Condition, fieldsOf, Sample } from "../data/RowFilter.ts"
 import { Delimiter, Shard, ShardBuilder, shardName, type TokenPolicy, writeShard } from "../data/TokenShards.ts"
 import { BatchEncoder, type Encoded } from "../data/BatchEncoder.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
-import { TokenizerName } from "../model/Vocabulary.ts"
+import { carryVocabulary } from "../model/CarriedVocabulary.ts"
 import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
 import { forecastTokenize } from "./TextForecast.ts"
+import { knownName, observeTokenizer, openTokenizer, tokenizerParameter } from "./TokenizerChoice.ts"
 import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
 /** Bytes of text a second and thread, reading, digests and writing included: half of what the tokenizer alone does (docs/performance.md). */
@@ -68,7 +69,7 @@ export const tokenizeStage = defineStage({
   describe: "Turns documents into token ids, in shards",
   cpus: "all",
   params: {
-    tokenizer: parameter(TokenizerName, { change: "identity", describe: "whose vocabulary", default: "llama-2" }),
+    tokenizer: tokenizerParameter("whose vocabulary"),
     bos: parameter(Delimiter, {
       change: "identity",
       describe: "document: <s> in front of every document, as in TinyLlama's run; none",
@@ -132,6 +133,7 @@ export const tokenizeStage = defineStage({
   },
   outputs: { tokens: { type: "TokenShards", describe: "token ids of every document" } },
   headline: ({ tokens }) => `${countIn(tokens, "tokens")} tokens of ${countIn(tokens, "documents")} documents`,
+  observe: ({ tokenizer }, baseDirectory) => observeTokenizer(tokenizer, baseDirectory),
   resumePoint: Effect.fn("tokenize.resumePoint")(function* (work) {
     const folder = join(work, "shards")
     let done = 0
@@ -142,14 +144,14 @@ export const tokenizeStage = defineStage({
     }
     return yield* extentOf(work, done)
   }),
-  forecast: ({ bos, eos, tokenizer }, { documents }) => forecastTokenize({ tokenizer, bos, eos }, documents),
+  forecast: ({ bos, eos, tokenizer }, { documents }) =>
+    forecastTokenize({ tokenizer: knownName(tokenizer), bos, eos }, documents),
   modelSeconds: ({ amount }, _, threads) => secondsOfBytes(amount, TOKENIZE_RATE * threads),
 
   run: Effect.fn("tokenize")(function* (context) {
     const { bos, eos, shard_bytes } = context.params
-    const { loadTokenizer } = yield* Effect.promise(() => import("../engine/Tokenizer.ts"))
     const { load } = yield* Effect.promise(() => import("../engine/Native.ts"))
-    const tokenizer = yield* loadTokenizer(context.params.tokenizer).pipe(Effect.mapError(notBuilt))
+    const tokenizer = yield* openTokenizer(context.params.tokenizer, context.baseDirectory)
     const policy: TokenPolicy = {
       tokenizer: tokenizer.name,
       tokenizer_digest: tokenizer.digest,
@@ -306,6 +308,7 @@ export const tokenizeStage = defineStage({
           link(join(work, path), join(output, path)).catch(() => copyFile(join(work, path), join(output, path))),
         catch: fileFailure(path)
       })
+    yield* Effect.mapError(carryVocabulary(output, tokenizer.vocabulary), fileFailure("tokenizer.model"))
     yield* Effect.tryPromise({
       try: () => quarantine.publish(join(output, quarantineFile)),
       catch: fileFailure(quarantineFile)

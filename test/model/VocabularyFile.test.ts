@@ -43,7 +43,7 @@ const changed = Effect.fnUntraced(function* (change: (json: Fast) => void) {
 })
 
 const messageOf = Effect.fnUntraced(function* (path: string) {
-  const error = yield* Effect.flip(readVocabularyFile(path, "other"))
+  const error = yield* Effect.flip(readVocabularyFile(path))
   return error.message
 })
 
@@ -53,13 +53,11 @@ describe("VocabularyFile", () => {
       Effect.gen(function* () {
         const own = yield* loadTokenizer("llama-2")
         for (const { name, bytes } of tokenizerFiles(own.vocabulary, { chat: null, contextLength: 2048 }).slice(0, 2)) {
-          const { vocabulary, dummyPrefix } = yield* readVocabularyFile(yield* write(name, bytes), "other")
+          const vocabulary = yield* readVocabularyFile(yield* write(name, bytes))
           const other = yield* tokenizerOf(vocabulary)
           assert.deepStrictEqual([...other.encode(utf8(text))], [...own.encode(utf8(text))], name)
-          assert.isTrue(dummyPrefix)
-          assert.strictEqual(other.name, "other")
+          assert.deepStrictEqual([other.name, other.digest], [own.name, own.digest], name)
           assert.deepStrictEqual([vocabulary.unknown, vocabulary.bos, vocabulary.eos], [0, 1, 2])
-          if (name === "tokenizer.model") assert.strictEqual(vocabulary.digest, own.digest)
         }
       })
     )
@@ -74,10 +72,17 @@ describe("VocabularyFile", () => {
           json.normalizer = null
           json.pre_tokenizer = { type: "Metaspace", replacement: "▁", prepend_scheme: "never", split: false }
         })
-        const { vocabulary, dummyPrefix } = yield* readVocabularyFile(yield* write("tokenizer.json", bytes), "other")
-        assert.isFalse(dummyPrefix)
+        const vocabulary = yield* readVocabularyFile(yield* write("tokenizer.json", bytes))
+        assert.isFalse(vocabulary.dummyPrefix)
+        assert.strictEqual(vocabulary.name, `spm-${vocabulary.digest.slice(0, 12)}`)
         const other = yield* tokenizerOf(vocabulary)
-        assert.deepStrictEqual([...other.encode(utf8(text))], [...own.encode(utf8(text))])
+        assert.deepStrictEqual([...other.encode(utf8(text), { dummyPrefix: true })], [...own.encode(utf8(text))])
+        assert.deepStrictEqual([...other.encode(utf8(text))], [...own.encode(utf8(text), { dummyPrefix: false })])
+        const [, model] = tokenizerFiles(vocabulary, { chat: null, contextLength: 2048 })
+        assert.strictEqual(
+          (yield* readVocabularyFile(yield* write("tokenizer.model", model!.bytes))).digest,
+          vocabulary.digest
+        )
       })
     )
   )
