@@ -160,6 +160,7 @@ export const importPackedStage = defineStage({
     if (documents <= files.length && bos === "none" && eos === "none")
       context.warn("without bos and eos each writer's files are one document: validation can hardly be held out")
     context.log(`${documents} documents, ${tokens} tokens, ${shards.length} shards, of ${files.length} files`)
+    yield* Effect.mapError(carryVocabulary(output, tokenizer.vocabulary), fileFailure("tokenizer.model"))
     const bytes = shards.reduce((sum, shard) => sum + shard.bytes, 0)
     const skipped = fill > 0 ? { fill_tokens: fill } : {}
     return { tokens: { ...policy, documents, tokens, bytes, skipped, replaced: 0, shards } }

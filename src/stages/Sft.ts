@@ -2,7 +2,7 @@
  * sft: fine-tunes all weights of a checkpoint on conversations in openassistant-guanaco's form, and writes a Hugging Face folder that chats. It
  * resumes inside the stage, bit for bit.
  */
-import { Effect, Path, Schema } from "effect"
+import { Effect, Path } from "effect"
 import { countIn, type ArtifactHandle } from "../artifacts/Artifact.ts"
 import {
   type ConversationRow,

@@ -21,7 +21,7 @@ import { tinyShape } from "./training-fixture.ts"
 
 /** Bytes, letters, and a few pieces of two and three letters. */
 const small: Vocabulary = (() => {
-  const letters = ["▁", ..."abcdefghijklmnopqrstuvwxyz"]
+  const letters = "▁abcdefghijklmnopqrstuvwxyz".split("")
   const merged = ["th", "he", "the", "▁a", "an", "and"]
   const pieces = [
     "<unk>",
