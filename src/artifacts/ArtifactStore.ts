@@ -5,6 +5,7 @@
  *   artifacts/<digest>.json   its manifest, written after the files are durable: an artifact without one does not exist
  *   keys/<stage key>.json     which artifacts a stage key gave, written after all of them: a result without one does not exist
  *   work/<stage key>/         in-stage checkpoints and partial downloads, deleted only after publication
+ *   making/<key>.<port>/      what an attempt fills, until it becomes an artifact
  *   locks/                    one writer per stage key
  */
 import { createHash } from "node:crypto"
@@ -103,8 +104,9 @@ export class ArtifactStore extends Context.Service<
     ) => Effect.Effect<StoredArtifact & { readonly reused: boolean }, StageError>
     /** Records a stage key's result. The last step of a stage. */
     readonly commit: (record: KeyRecord) => Effect.Effect<void, StageError>
-    /** The work folder of a key; `openWork` makes it. */
-    readonly openWork: (key: string) => Effect.Effect<string, StageError>
+    /** An empty folder for an attempt to fill. Only for the holder of the key's lock. */
+    readonly openOutput: (key: string, port: string) => Effect.Effect<string, StageError>
+    /** The work folder of a key; the stage makes it when it wants it. */
     readonly workPath: (key: string) => string
     readonly hasWork: (key: string) => Effect.Effect<boolean>
     readonly clearWork: (key: string) => Effect.Effect<void>
@@ -176,7 +178,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     return (yield* firstDamage(manifest, folder)) ?? found
   })
 
-  const get = Effect.fn("ArtifactStore.get")(function* (digest: string) {
+  const get = Effect.fnUntraced(function* (digest: string) {
     const found = yield* inspect(digest)
     return typeof found === "string" ? undefined : found
   })
@@ -184,7 +186,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const handle = (digest: string, origin: string) =>
     Effect.map(get(digest), (found) => (found === undefined ? undefined : handleOf(found, origin)))
 
-  const verify = Effect.fn("ArtifactStore.verify")(function* (digest: string) {
+  const verify = Effect.fnUntraced(function* (digest: string) {
     const manifest = yield* read(digest)
     if (typeof manifest === "string") return [manifest.replace(/^its/u, "the")]
     const faults: Array<string> = []
@@ -203,7 +205,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
 
   const record = (key: string) => Effect.flatMap(readText(recordOf(key)), decodeOptional)
 
-  const lookup = Effect.fn("ArtifactStore.lookup")(function* (key: string) {
+  const lookup = Effect.fnUntraced(function* (key: string) {
     const text = yield* readText(recordOf(key))
     if (text === undefined) return { _tag: "Absent" } satisfies Lookup
     const known = yield* decodeOptional(text)
@@ -223,7 +225,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     return { _tag: "Complete", record: known, artifacts: found } satisfies Lookup
   })
 
-  const publish = Effect.fn("ArtifactStore.publish")(function* (publication: Publication) {
+  const publish = Effect.fnUntraced(function* (publication: Publication) {
     const { facts, folder, madeBy, type } = publication
     const files = yield* digestFiles(folder)
     if (files.length === 0) {
@@ -238,14 +240,14 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     const manifest: Manifest = { type, digest, files, facts, madeBy }
     // Two stages that repair the same at once would move each other's folder aside.
     return yield* Effect.gen(function* () {
-      yield* fs.makeDirectory(artifacts, { recursive: true })
       // A manifest without its files: then this is a repair, and a publication of its own.
-      const known = typeof (yield* read(digest)) !== "string"
+      const known = yield* read(digest)
       const { aside, moved } = yield* settle(folder, target, files)
-      const before = yield* introduce(manifest)
+      const before = typeof known === "string" ? yield* introduce(manifest) : known
       // Only now is there a successor of what was damaged.
       yield* Effect.forEach(aside, (old) => Effect.ignore(fs.remove(old, { recursive: true, force: true })))
-      return { manifest: before ?? manifest, folder: target, reused: before !== undefined && !(known && moved) }
+      const repaired = typeof known !== "string" && moved
+      return { manifest: before ?? manifest, folder: target, reused: before !== undefined && !repaired }
     }).pipe(
       (effect) => publishing(digest).withPermit(effect),
       Effect.mapError((error) => (error._tag === "StageError" ? error : storageFailure(target)(error)))
@@ -259,37 +261,40 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
   const settle = Effect.fnUntraced(function* (folder: string, target: string, files: Manifest["files"]) {
     const aside: Array<string> = []
     for (;;) {
-      if (yield* fs.exists(target)) {
-        // Another process may move it aside at this moment: then it is looked at again.
-        const same = yield* ifThere(target, holds(target, files))
-        if (same === undefined) continue
-        if (same) {
-          yield* Effect.ignore(fs.remove(folder, { recursive: true }))
-          return { aside, moved: false }
-        }
-        const damaged = temporaryName(`${target}.damaged`)
-        const gone = yield* ifThere(target, fs.rename(target, damaged).pipe(Effect.as(true)))
-        if (gone === true) aside.push(damaged)
+      if (yield* moveInto(folder, target)) {
+        yield* syncArtifacts
+        return { aside, moved: true }
       }
-      // Someone else may publish the same at this moment: then theirs is looked at in turn.
-      const moved = yield* fs.rename(folder, target).pipe(
-        Effect.as(true),
-        Effect.catchIf(
-          (error) => ["ENOTEMPTY", "EEXIST"].includes(errorCode(error) ?? ""),
-          () => Effect.succeed(false)
-        )
-      )
-      if (!moved) continue
-      yield* syncArtifacts
-      return { aside, moved: true }
+      // Something is there. Another process may move it aside at this moment: then the way is free.
+      const same = yield* ifThere(target, holds(target, files))
+      if (same === undefined) continue
+      if (same) {
+        yield* Effect.ignore(fs.remove(folder, { recursive: true }))
+        return { aside, moved: false }
+      }
+      const damaged = temporaryName(`${target}.damaged`)
+      const gone = yield* ifThere(target, fs.rename(target, damaged).pipe(Effect.as(true)))
+      if (gone === true) aside.push(damaged)
     }
   })
+
+  /** Gives a folder its place among the artifacts; false when the place is taken. */
+  const moveInto = (folder: string, target: string) =>
+    fs.rename(folder, target).pipe(
+      Effect.catchIf(
+        (error) => errorCode(error) === "ENOENT",
+        () => Effect.andThen(fs.makeDirectory(artifacts, { recursive: true }), fs.rename(folder, target))
+      ),
+      Effect.as(true),
+      Effect.catchIf(
+        (error) => ["ENOTEMPTY", "EEXIST", "ENOTDIR"].includes(errorCode(error) ?? ""),
+        () => Effect.succeed(false)
+      )
+    )
 
   /** Writes the manifest, or returns the one that says the same and was there first. */
   const introduce = Effect.fnUntraced(function* (manifest: Manifest) {
     const file = manifestOf(manifest.digest)
-    const before = yield* read(manifest.digest)
-    if (typeof before !== "string") return before
     if (yield* createFileAtomic(file, jsonText(manifest), syncArtifacts)) return undefined
     const other = yield* read(manifest.digest)
     if (typeof other !== "string") return other
@@ -312,27 +317,40 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     return expected.size === 0
   })
 
+  /** Files and folders below `folder`, by their relative paths; anything else is no part of an artifact. */
+  const namesBelow = Effect.fnUntraced(function* (folder: string) {
+    const files: Array<{ readonly path: string; readonly size: number }> = []
+    const folders = [""]
+    // Grows while it is gone through.
+    for (const next of folders) {
+      for (const name of yield* fs.readDirectory(path.join(folder, next))) {
+        const relative = next === "" ? name : `${next}/${name}`
+        const info = yield* fs.stat(path.join(folder, relative))
+        if (info.type === "Directory") folders.push(relative)
+        if (info.type === "File") files.push({ path: relative, size: Number(info.size) })
+      }
+    }
+    return { files, folders }
+  })
+
   /** Every file below `folder` with size and digest, each made durable, in code-unit order of the paths. */
-  const digestFiles = Effect.fnUntraced(function* (folder: string) {
-    const names = yield* fs.readDirectory(folder, { recursive: true }).pipe(Effect.mapError(storageFailure(folder)))
-    const folders = [folder]
-    const seal = Effect.fnUntraced(
-      function* (name: string) {
-        const full = path.join(folder, name)
-        const info = yield* fs.stat(full)
-        if (info.type === "Directory") folders.push(full)
-        if (info.type !== "File") return []
-        const { bytes, sha256 } = yield* hashFile(fs, full, Number(info.size))
+  const digestFiles = Effect.fnUntraced(
+    function* (folder: string) {
+      const found = yield* namesBelow(folder)
+      const seal = Effect.fnUntraced(function* (file: { readonly path: string; readonly size: number }) {
+        const full = path.join(folder, file.path)
+        const { bytes, sha256 } = yield* hashFile(fs, full, file.size)
         yield* sync(full)
-        return [{ path: name.split(path.sep).join("/"), bytes, sha256 }]
-      },
-      Effect.mapError(storageFailure(folder))
-    )
-    // At once, because disks make many files durable in about the time of one.
-    const files = yield* Effect.forEach(names, seal, { concurrency: 16 })
-    yield* Effect.forEach(folders, sync, { discard: true }).pipe(Effect.mapError(storageFailure(folder)))
-    return files.flat().sort((a, b) => (a.path < b.path ? -1 : 1))
-  }, Effect.provideContext(services))
+        return { path: file.path, bytes, sha256 }
+      })
+      // At once, because disks make many files durable in about the time of one.
+      const files = yield* Effect.forEach(found.files, seal, { concurrency: 16 })
+      yield* Effect.forEach(found.folders, (name) => sync(path.join(folder, name)), { concurrency: 16, discard: true })
+      return files.sort((a, b) => (a.path < b.path ? -1 : 1))
+    },
+    (effect, folder) => Effect.mapError(effect, storageFailure(folder)),
+    Effect.provideContext(services)
+  )
 
   const commit = (record: KeyRecord) =>
     writeFileAtomic(recordOf(record.key), jsonText(record), syncKeys).pipe(
@@ -340,13 +358,18 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
       Effect.provideContext(services)
     )
 
-  const openWork = (key: string) =>
-    fs
-      .makeDirectory(workOf(key), { recursive: true })
-      .pipe(Effect.mapError(storageFailure(workOf(key))), Effect.as(workOf(key)))
+  /** What a killed attempt left there is taken away first. */
+  const openOutput = Effect.fnUntraced(function* (key: string, port: string) {
+    const folder = path.join(root, "making", `${key}.${port}`)
+    yield* fs
+      .remove(folder, { recursive: true, force: true })
+      .pipe(Effect.andThen(fs.makeDirectory(folder, { recursive: true })), Effect.mapError(storageFailure(folder)))
+    return folder
+  })
 
   const hasWork = (key: string) =>
-    fs.readDirectory(workOf(key)).pipe(
+    fs.exists(workOf(key)).pipe(
+      Effect.andThen((there) => (there ? fs.readDirectory(workOf(key)) : Effect.succeed([]))),
       Effect.map((names) => names.length > 0),
       Effect.orElseSucceed(() => false)
     )
@@ -363,7 +386,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     record,
     publish,
     commit,
-    openWork,
+    openOutput,
     workPath: workOf,
     hasWork,
     clearWork,

@@ -15,10 +15,7 @@ export const temporaryName = (target: string): string =>
 const strangersMillis = 86_400_000
 
 /** Removes from one folder what dead processes left half done. `names` saves reading the folder where they are known. */
-export const removeTemporaries = Effect.fn("removeTemporaries")(function* (
-  folder: string,
-  names?: ReadonlyArray<string>
-) {
+export const removeTemporaries = Effect.fnUntraced(function* (folder: string, names?: ReadonlyArray<string>) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const found = names ?? (yield* fs.readDirectory(folder).pipe(Effect.orElseSucceed(() => [])))
@@ -43,10 +40,10 @@ const lastChange = Effect.fnUntraced(function* (file: string) {
  * Replaces the file as a whole, for other processes to see, without waiting for the disk: for what a crash of the machine makes worthless anyway,
  * such as claims of its processes. The folder is made when missing.
  */
-export const replaceFile = Effect.fn("replaceFile")(function* (target: string, text: string) {
+export const replaceFile = Effect.fnUntraced(function* (target: string, text: string) {
   const fs = yield* FileSystem.FileSystem
   const temporary = temporaryName(target)
-  yield* writeNew(temporary, text).pipe(
+  yield* inFolder(temporary, fs.writeFileString(temporary, text, { flag: "wx" })).pipe(
     Effect.andThen(fs.rename(temporary, target)),
     Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
   )
@@ -63,8 +60,7 @@ const writeDurably = <A, R>(
     const fs = yield* FileSystem.FileSystem
     const folder = (yield* Path.Path).dirname(target)
     const temporary = temporaryName(target)
-    const settled = yield* writeNew(temporary, text).pipe(
-      Effect.andThen(sync(temporary)),
+    const settled = yield* inFolder(temporary, (yield* Durability).writeNew(temporary, text)).pipe(
       Effect.andThen(settle(temporary)),
       Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true })))
     )
@@ -72,37 +68,30 @@ const writeDurably = <A, R>(
     return settled
   })
 
-/** A file that must not be there yet; its folder is made when missing. */
-const writeNew = Effect.fnUntraced(function* (file: string, text: string) {
-  const fs = yield* FileSystem.FileSystem
-  const path = yield* Path.Path
-  const write = fs.writeFileString(file, text, { flag: "wx" })
-  yield* Effect.catchIf(
+/** Writes a file, into a folder that is made when missing. */
+const inFolder = <R>(file: string, write: Effect.Effect<void, PlatformError.PlatformError, R>) =>
+  Effect.catchIf(
     write,
     (error) => error.reason._tag === "NotFound",
-    () => Effect.andThen(fs.makeDirectory(path.dirname(file), { recursive: true }), write)
+    () =>
+      Effect.gen(function* () {
+        const folder = (yield* Path.Path).dirname(file)
+        yield* (yield* FileSystem.FileSystem).makeDirectory(folder, { recursive: true })
+        yield* write
+      })
   )
-})
 
 /** How the target's folder is made durable; by an fsync of its own, unless one is shared with others. */
 type SyncFolder = Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem>
 
 /** Replaces the file as a whole, or makes it. */
-export const writeFileAtomic = Effect.fn("writeFileAtomic")(function* (
-  target: string,
-  text: string,
-  syncFolder?: SyncFolder
-) {
+export const writeFileAtomic = Effect.fnUntraced(function* (target: string, text: string, syncFolder?: SyncFolder) {
   const fs = yield* FileSystem.FileSystem
   yield* writeDurably(target, text, (temporary) => fs.rename(temporary, target), syncFolder)
 })
 
 /** Makes the file as a whole. False, and nothing is changed, when it is there already: of several processes one makes it. */
-export const createFileAtomic = Effect.fn("createFileAtomic")(function* (
-  target: string,
-  text: string,
-  syncFolder?: SyncFolder
-) {
+export const createFileAtomic = Effect.fnUntraced(function* (target: string, text: string, syncFolder?: SyncFolder) {
   const fs = yield* FileSystem.FileSystem
   const settle = (temporary: string) =>
     fs.link(temporary, target).pipe(

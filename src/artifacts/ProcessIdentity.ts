@@ -13,6 +13,10 @@ export type ProcessId = typeof ProcessId.Type
 
 export const identify = (pid: number): ProcessId => ({ pid, start: startOf(pid) })
 
+/** This process, for claims that it makes many of. */
+export const ownIdentity = (): ProcessId => (own ??= identify(process.pid))
+let own: ProcessId | undefined
+
 /** Field 22 of /proc/<pid>/stat; the name in field 2 may hold spaces and parentheses, so count from its end. */
 const startOf = (pid: number): string | null => {
   try {

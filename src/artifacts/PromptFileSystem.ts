@@ -9,6 +9,11 @@ import { ByteSize, Context, Effect, FileSystem, Layer, Option, PlatformError } f
 /** fsync of a file, or of a folder: the latter makes renames and new names in it durable. */
 export interface Durability {
   readonly sync: (path: string) => Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem>
+  /** Writes a file that must not be there yet, and waits until it is durable; its name is not yet: that takes `sync` of the folder. */
+  readonly writeNew: (
+    path: string,
+    text: string
+  ) => Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem>
 }
 
 /** Through the FileSystem service, unless a layer knows a shorter way. */
@@ -17,17 +22,32 @@ export const Durability = Context.Reference<Durability>("tinyllama/artifacts/Dur
     sync: (path) =>
       Effect.scoped(
         Effect.flatMap(FileSystem.FileSystem, (fs) => Effect.flatMap(fs.open(path, { flag: "r" }), (file) => file.sync))
+      ),
+    writeNew: (path, text) =>
+      Effect.scoped(
+        Effect.gen(function* () {
+          const file = yield* (yield* FileSystem.FileSystem).open(path, { flag: "wx" })
+          yield* file.writeAll(new TextEncoder().encode(text))
+          yield* file.sync
+        })
       )
   })
 })
 
-/** A quick call, its error as NodeFileSystem tells it. */
+/**
+ * A quick call, its error as NodeFileSystem tells it. Without a stack: that would cost more than the call, for files that are often just not there,
+ * and name only this line.
+ */
 const promptly = <A>(method: string, path: string, call: () => A): Effect.Effect<A, PlatformError.PlatformError> =>
   Effect.suspend(() => {
+    const { stackTraceLimit } = Error
+    Error.stackTraceLimit = 0
     try {
       return Effect.succeed(call())
     } catch (error) {
       return Effect.fail(platformError(method, path, error))
+    } finally {
+      Error.stackTraceLimit = stackTraceLimit
     }
   })
 
@@ -78,8 +98,8 @@ const infoOf = (stats: NFS.BigIntStats): FileSystem.File.Info => ({
 /** Files up to this size are read and written in place. */
 const smallBytes = 1 << 20
 
-const prompt = (fs: FileSystem.FileSystem): FileSystem.FileSystem =>
-  FileSystem.make({
+const prompt = (fs: FileSystem.FileSystem): FileSystem.FileSystem => ({
+  ...FileSystem.make({
     ...fs,
     access: (path, options) =>
       promptly("access", path, () =>
@@ -92,7 +112,8 @@ const prompt = (fs: FileSystem.FileSystem): FileSystem.FileSystem =>
     readFile: (path) =>
       Effect.suspend(() => {
         const stats = NFS.statSync(path, { throwIfNoEntry: false })
-        return stats !== undefined && stats.isFile() && stats.size <= smallBytes
+        // What is not there says so at once.
+        return stats === undefined || (stats.isFile() && stats.size <= smallBytes)
           ? promptly("readFile", path, () => NFS.readFileSync(path))
           : fs.readFile(path)
       }),
@@ -116,26 +137,71 @@ const prompt = (fs: FileSystem.FileSystem): FileSystem.FileSystem =>
     remove: (path, options) =>
       Effect.suspend(() => {
         const stats = NFS.lstatSync(path, { throwIfNoEntry: false })
+        if (stats === undefined && options?.force === true) return Effect.void
         return stats !== undefined && !stats.isDirectory()
           ? promptly("remove", path, () => NFS.unlinkSync(path))
           : fs.remove(path, options)
       })
-  })
+  }),
+  exists: (path) => promptly("exists", path, () => NFS.statSync(path, { throwIfNoEntry: false }) !== undefined)
+})
 
-const sync = (path: string): Effect.Effect<void, PlatformError.PlatformError> =>
+/** Uses an open file and closes it. */
+const within = (
+  path: string,
+  flag: string,
+  use: (descriptor: number) => Effect.Effect<void, PlatformError.PlatformError>
+): Effect.Effect<void, PlatformError.PlatformError> =>
   Effect.acquireUseRelease(
-    promptly("open", path, () => NFS.openSync(path, "r")),
-    (descriptor) =>
-      Effect.callback<void, PlatformError.PlatformError>((resume) => {
-        NFS.fsync(descriptor, (error) =>
-          resume(error === null ? Effect.void : Effect.fail(platformError("sync", path, error)))
-        )
-      }),
+    promptly("open", path, () => NFS.openSync(path, flag)),
+    use,
     (descriptor) => Effect.ignore(promptly("close", path, () => NFS.closeSync(descriptor)))
   )
+
+interface Flush {
+  readonly descriptor: number
+  readonly done: (error: NodeJS.ErrnoException | null) => void
+}
+const waiting: Array<Flush> = []
+let inFlight = 0
+
+/**
+ * What comes while a batch is on its way to the disk goes with the next: a journaling file system then commits once for many files, and all other
+ * calls, which wait for its commits, wait less often.
+ */
+const flushWaiting = (): void => {
+  const batch = waiting.splice(0)
+  inFlight = batch.length
+  for (const { descriptor, done } of batch)
+    NFS.fsync(descriptor, (error) => {
+      inFlight--
+      done(error)
+      if (inFlight === 0 && waiting.length > 0) flushWaiting()
+    })
+}
+
+/** The one call here that takes milliseconds. */
+const flush = (path: string, descriptor: number): Effect.Effect<void, PlatformError.PlatformError> =>
+  Effect.callback((resume) => {
+    const done: Flush["done"] = (error) =>
+      resume(error === null ? Effect.void : Effect.fail(platformError("sync", path, error)))
+    waiting.push({ descriptor, done })
+    if (inFlight === 0) flushWaiting()
+  })
+
+const durability: Durability = {
+  sync: (path) => within(path, "r", (descriptor) => flush(path, descriptor)),
+  writeNew: (path, text) =>
+    within(path, "wx", (descriptor) =>
+      Effect.andThen(
+        promptly("writeFile", path, () => NFS.writeFileSync(descriptor, text)),
+        flush(path, descriptor)
+      )
+    )
+}
 
 /** Over Node's FileSystem. */
 export const layer: Layer.Layer<FileSystem.FileSystem, never, FileSystem.FileSystem> = Layer.mergeAll(
   Layer.effect(FileSystem.FileSystem, Effect.map(FileSystem.FileSystem, prompt)),
-  Layer.succeed(Durability, { sync })
+  Layer.succeed(Durability, durability)
 )

@@ -95,7 +95,7 @@ export interface Question {
   readonly observed: Result.Result<Schema.Json, StageError>
 }
 
-export const decide = Effect.fn("decide")(function* (question: Question) {
+export const decide = Effect.fnUntraced(function* (question: Question) {
   const { forced, inputs, observed, role, stage } = question
   const parts =
     inputs === undefined || Result.isFailure(observed)

@@ -106,20 +106,25 @@ const make = Effect.gen(function* () {
     return new Map(Array.from(stages, ([stage, keys]) => [stage, Array.from(keys.values())] as const))
   })
 
-  const record = Effect.fn("KeyLedger.record")(
+  const record = Effect.fnUntraced(
     function* (entry: Omit<HistoryEntry, "at"> & { readonly pipeline: string; readonly parts: KeyParts }) {
       const { key, pipeline, run, stage } = entry
       const slot = `${pipeline} ${stage}`
       if (last.get(slot) === key) return
       const file = partsOf(key)
-      // Not synced: a file that lost its bytes in a power cut is not its digest's, and is written again.
+      // Not synced, nor written aside first: a file that lost bytes is not its digest's, and is written again.
       if (!written.has(key) && (yield* parts(key)) === undefined)
         yield* replaceFile(file, `${canonicalJson(entry.parts)}\n`)
       written.add(key)
       const at = new Date(yield* Clock.currentTimeMillis).toISOString()
-      yield* fs.makeDirectory(path.dirname(historyOf(pipeline)), { recursive: true })
       // One write of a short line: appends of several runners do not mix. A leading newline ends what a crash may have torn.
-      yield* fs.writeFileString(historyOf(pipeline), `\n${JSON.stringify({ at, run, stage, key })}\n`, { flag: "a" })
+      const line = `\n${JSON.stringify({ at, run, stage, key })}\n`
+      const append = fs.writeFileString(historyOf(pipeline), line, { flag: "a" })
+      yield* Effect.catchIf(
+        append,
+        (error) => error.reason._tag === "NotFound",
+        () => Effect.andThen(fs.makeDirectory(path.join(root, "history"), { recursive: true }), append)
+      )
       last.set(slot, key)
     },
     (effect, { key }) => Effect.mapError(effect, storageFailure(partsOf(key))),

@@ -30,29 +30,32 @@ const placesIn = (path: Path.Path, work: string) => {
   return { root, output: path.join(root, "output"), result: path.join(root, "result.json") }
 }
 
-/** Moves an attempt's outputs into the work folder, durably. */
-export const holdResult = Effect.fn("holdResult")(function* (
+/** Moves an attempt's outputs (port → folder) into the work folder, durably. */
+export const holdResult = Effect.fnUntraced(function* (
   work: string,
-  output: string,
+  outputs: Readonly<Record<string, string>>,
   result: Pick<HeldResult, "facts" | "effort">
 ) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const held = placesIn(path, work)
   yield* Effect.gen(function* () {
-    const names = yield* fs.readDirectory(output, { recursive: true })
-    // Folders too: a file whose name is lost is lost.
-    for (const name of [...names, "."]) yield* sync(path.join(output, name))
     yield* fs.remove(held.root, { recursive: true, force: true })
-    yield* fs.makeDirectory(held.root, { recursive: true })
-    yield* fs.rename(output, held.output)
+    yield* fs.makeDirectory(held.output, { recursive: true })
+    for (const [port, folder] of Object.entries(outputs)) {
+      // Folders too: a file whose name is lost is lost.
+      for (const name of [...(yield* fs.readDirectory(folder, { recursive: true })), "."])
+        yield* sync(path.join(folder, name))
+      yield* fs.rename(folder, path.join(held.output, port))
+    }
+    yield* sync(held.output)
     yield* writeJsonAtomic(held.result, result)
     yield* sync(work)
   }).pipe(Effect.mapError(storageFailure(held.root)))
 })
 
 /** The held result, if it is whole; a part of one (a crash in holding or in publishing it) is of no use, and the work is done again. */
-export const heldResult = Effect.fn("heldResult")(function* (work: string, ports: ReadonlyArray<string>) {
+export const heldResult = Effect.fnUntraced(function* (work: string, ports: ReadonlyArray<string>) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const held = placesIn(path, work)

@@ -24,6 +24,8 @@ export interface RunContext {
   readonly begun: Semaphore.Semaphore
   readonly secrets: Secrets
   readonly emit: (event: RunEvent) => Effect.Effect<void>
+  /** The last attempt of each stage that an earlier runner of this run began: attempts go on counting. */
+  readonly earlierAttempts: ReadonlyMap<string, number>
   /** The keys that stages had before this run. */
   readonly history: KeyHistory
   /** Completes when the run shall stop. */
@@ -71,14 +73,25 @@ export const linkOutputs = Effect.fnUntraced(function* (
     yield* fs.makeDirectory(out, { recursive: true })
     for (const [port, artifact] of Object.entries(artifacts)) {
       handles[port] = handleOf(artifact, `${stage.name}.${port}`)
-      const temporary = temporaryName(path.join(out, port))
-      yield* fs.symlink(path.relative(out, artifact.folder), temporary)
-      yield* fs
-        .rename(temporary, path.join(out, port))
-        .pipe(Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true }))))
+      yield* link(path.relative(out, artifact.folder), path.join(out, port))
     }
   }).pipe(Effect.mapError(storageFailure(out)))
   return handles
+})
+
+/** Makes a symbolic link, or replaces the one that is there. */
+const link = Effect.fnUntraced(function* (target: string, place: string) {
+  const fs = yield* FileSystem.FileSystem
+  const replace = Effect.gen(function* () {
+    const temporary = temporaryName(place)
+    yield* fs.symlink(target, temporary)
+    yield* fs.rename(temporary, place).pipe(Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true }))))
+  })
+  yield* Effect.catchIf(
+    fs.symlink(target, place),
+    (error) => error.reason._tag === "AlreadyExists",
+    () => replace
+  )
 })
 
 export const warn = Effect.fnUntraced(function* (context: RunContext, stage: ResolvedStage, line: string) {

@@ -246,6 +246,7 @@ const execute = Effect.fnUntraced(function* (
     pipeline,
     run: info,
     emit,
+    earlierAttempts: continued ? lastAttempts(yield* runs.readEvents(info)) : new Map(),
     history: yield* (yield* KeyLedger).history(pipeline.name),
     begun: yield* Semaphore.make(mostBegun),
     capacity: yield* makeCapacity(thisMachine(runs.root, options.cpus)),
@@ -267,8 +268,9 @@ const execute = Effect.fnUntraced(function* (
   const summaries = yield* runStages(context, stages, roles, planned).pipe(
     Effect.onInterrupt(() => Effect.ignore(finish("preempted")))
   )
-  yield* Effect.ignore(sweep(runs.root, info.folder))
   const status = statusOf(summaries)
+  // What ran to its end in this process left nothing half done.
+  yield* Effect.ignore(sweep(runs.root, continued || status !== "complete" ? info.folder : undefined))
   const summary: RunSummary = {
     run: info.id,
     folder: info.folder,
@@ -279,6 +281,13 @@ const execute = Effect.fnUntraced(function* (
   }
   return summary
 })
+
+/** Of each stage, the number of its last attempt. */
+const lastAttempts = (events: ReadonlyArray<RunEvent>): ReadonlyMap<string, number> => {
+  const last = new Map<string, number>()
+  for (const event of events) if (event._tag === "AttemptStarted") last.set(event.stage, event.attempt)
+  return last
+}
 
 /** Enough to keep cores and disk busy; each holds a lock with a heartbeat. */
 const mostBegun = 64

@@ -8,7 +8,7 @@ import type { Attempt, WorkerEvent } from "./Executor.ts"
 import { runJob } from "./StageJob.ts"
 import { Preempted, StageError } from "../StageType.ts"
 
-export const executeHere = Effect.fn("executeHere")(function* (attempt: Attempt) {
+export const executeHere = Effect.fnUntraced(function* (attempt: Attempt) {
   const stop = { requested: false }
   const events = yield* Queue.unbounded<WorkerEvent, Cause.Done>()
   const listening = yield* Effect.forkScoped(Stream.runForEach(Stream.fromQueue(events), attempt.onEvent))
@@ -19,12 +19,11 @@ export const executeHere = Effect.fn("executeHere")(function* (attempt: Attempt)
       () => stop.requested
     )
   )
-  const timeLimit =
-    attempt.timeout === undefined ? Effect.never : Effect.as(Effect.sleep(attempt.timeout), "timeout" as const)
-  const ended = yield* Effect.raceFirst(
+  const ended = yield* Effect.raceAllFirst([
     Effect.as(Fiber.await(working), undefined),
-    Effect.raceFirst(Effect.as(attempt.stop, "stop" as const), timeLimit)
-  )
+    Effect.as(attempt.stop, "stop" as const),
+    ...(attempt.timeout === undefined ? [] : [Effect.as(Effect.sleep(attempt.timeout), "timeout" as const)])
+  ])
   let inTime = true
   if (ended !== undefined) {
     stop.requested = true
@@ -56,7 +55,12 @@ export const executeHere = Effect.fn("executeHere")(function* (attempt: Attempt)
 const defect = Effect.fnUntraced(function* (attempt: Attempt, cause: Cause.Cause<unknown>, error: unknown) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
-  yield* Effect.ignore(fs.writeFileString(path.join(attempt.folder, "stderr.log"), `${Cause.pretty(cause)}\n`))
+  yield* Effect.ignore(
+    Effect.andThen(
+      fs.makeDirectory(attempt.folder, { recursive: true }),
+      fs.writeFileString(path.join(attempt.folder, "stderr.log"), `${Cause.pretty(cause)}\n`)
+    )
+  )
   return yield* new StageError({
     failure: "internal",
     message: `a defect: ${error instanceof Error ? error.message : String(error)}`,

@@ -1,8 +1,7 @@
 /** One attempt of a stage: works in folders of its own, then publishes what they hold. */
 import { Clock, Deferred, Effect, FileSystem, Path } from "effect"
 import type { Facts } from "../../artifacts/Artifact.ts"
-import { ArtifactStore, handleOf, type StoredArtifact } from "../../artifacts/ArtifactStore.ts"
-import { storageFailure } from "../../artifacts/DurableFile.ts"
+import { ArtifactStore, handleOf, type Lookup, type StoredArtifact } from "../../artifacts/ArtifactStore.ts"
 import { checkFailure, failedChecks } from "../file/Checks.ts"
 import type { PreviousResult, Run } from "../plan/Decision.ts"
 import { forecastOf } from "../plan/Estimate.ts"
@@ -41,26 +40,18 @@ export const executeAttempt = Effect.fnUntraced(function* (
   context: RunContext,
   assignment: Ready,
   decision: Run,
-  lock: Lock,
-  cpus: number
+  { cpus, lock, number }: { readonly lock: Lock; readonly number: number; readonly cpus: number }
 ) {
   const path = yield* Path.Path
   const { stage } = assignment
-  const attemptsFolder = path.join(folderOf(path, context, stage), "attempts")
-  const number = yield* nextAttempt(attemptsFolder)
-  const folder = path.join(attemptsFolder, String(number))
-  const outputs = Object.fromEntries(
-    Object.keys(stage.type.outputs).map((port) => [port, path.join(folder, "output", port)])
-  )
+  const folder = path.join(folderOf(path, context, stage), "attempts", String(number))
+  const outputs: Record<string, string> = {}
   return yield* Effect.gen(function* () {
-    const fs = yield* FileSystem.FileSystem
     const store = yield* ArtifactStore
     const executor = yield* Executor
-    for (const output of Object.values(outputs)) {
-      yield* fs.makeDirectory(output, { recursive: true }).pipe(Effect.mapError(storageFailure(output)))
-    }
+    for (const port of Object.keys(stage.type.outputs)) outputs[port] = yield* store.openOutput(decision.key, port)
     const resumes = yield* store.hasWork(decision.key)
-    const work = yield* store.openWork(decision.key)
+    const work = store.workPath(decision.key)
     const effort = yield* effortOf(assignment, decision, resumes)
     const started = yield* Clock.currentTimeMillis
     yield* context.emit({
@@ -108,13 +99,11 @@ export const executeAttempt = Effect.fnUntraced(function* (
     const facts = yield* Effect.fromResult(ended)
     const seconds = ((yield* Clock.currentTimeMillis) - started) / 1000
     const spent: Effort = { seconds, cpus, ...effort }
-    yield* checked(stage, facts).pipe(
-      Effect.tapError(() => holdResult(work, path.join(folder, "output"), { facts, effort: spent }))
-    )
+    yield* checked(stage, facts).pipe(Effect.tapError(() => holdResult(work, outputs, { facts, effort: spent })))
     return { _tag: "Executed", number, folders: outputs, facts, effort: spent } satisfies Executed
   }).pipe(
     // What an unfinished attempt wrote to its outputs is of no use; what can be resumed lies in the work folder.
-    Effect.onError(() => removeOutputs(path.join(folder, "output"))),
+    Effect.onError(() => removeOutputs(outputs)),
     Effect.mapError((error): AttemptError => ({ error, number }))
   )
 })
@@ -170,15 +159,14 @@ const previousJob = (stage: ResolvedStage, previous: PreviousResult | undefined)
         work: previous.work ?? null
       }
 
-const removeOutputs = (folder: string) =>
-  Effect.flatMap(FileSystem.FileSystem, (fs) => Effect.ignore(fs.remove(folder, { recursive: true, force: true })))
-
-/** Attempts of a continued run go on counting. */
-const nextAttempt = Effect.fnUntraced(function* (folder: string) {
-  const fs = yield* FileSystem.FileSystem
-  const names = yield* fs.readDirectory(folder).pipe(Effect.orElseSucceed(() => []))
-  return Math.max(0, ...names.map(Number).filter(Number.isInteger)) + 1
-})
+const removeOutputs = (outputs: Readonly<Record<string, string>>) =>
+  Effect.flatMap(FileSystem.FileSystem, (fs) =>
+    Effect.forEach(
+      Object.values(outputs),
+      (folder) => Effect.ignore(fs.remove(folder, { recursive: true, force: true })),
+      { discard: true }
+    )
+  )
 
 const relay = (context: RunContext, stage: ResolvedStage, attempt: number, event: WorkerEvent): Effect.Effect<void> =>
   Effect.flatMap(timestamp, (at) => {
@@ -195,11 +183,15 @@ const relay = (context: RunContext, stage: ResolvedStage, attempt: number, event
   })
 
 /** Artifacts first, then the key record that makes them the stage's result; only then may the work folder go. */
-export const publishAttempt = (context: RunContext, stage: ResolvedStage, decision: Run, executed: Executed) =>
-  publish(context, stage, decision, executed).pipe(
-    Effect.onError(() =>
-      Effect.forEach(Object.values(executed.folders), (folder) => removeOutputs(folder), { discard: true })
-    ),
+export const publishAttempt = (
+  context: RunContext,
+  stage: ResolvedStage,
+  decision: Run,
+  executed: Executed,
+  before: Lookup
+) =>
+  publish(context, stage, decision, executed, before).pipe(
+    Effect.onError(() => removeOutputs(executed.folders)),
     Effect.mapError((error): AttemptError => ({ error, number: executed.number }))
   )
 
@@ -207,11 +199,11 @@ const publish = Effect.fnUntraced(function* (
   context: RunContext,
   stage: ResolvedStage,
   decision: Run,
-  { effort, facts, folders, number }: Executed
+  { effort, facts, folders, number }: Executed,
+  before: Lookup
 ) {
   const store = yield* ArtifactStore
   const { key } = decision
-  const before = yield* store.lookup(key)
   const madeBy = {
     stageType: stage.type.name,
     stageVersion: stage.type.version,

@@ -1,4 +1,5 @@
 /** Runs the stage that a job describes, in this process: what a worker does with its job, and the runner with stages that need no worker. */
+import { mkdirSync } from "node:fs"
 import { Effect } from "effect"
 import type { ArtifactHandle } from "../../artifacts/Artifact.ts"
 import type { Job, WorkerEvent } from "./Executor.ts"
@@ -10,7 +11,7 @@ import { type AnyStageType, type Progress, type StageContext, StageError } from 
 const progressIntervalMillis = 100
 
 /** Decodes the job's parameters and runs its stage; `emit` hears progress, log lines and warnings. */
-export const runJob = Effect.fn("runJob")(function* (
+export const runJob = Effect.fnUntraced(function* (
   job: Job,
   emit: (event: WorkerEvent) => void,
   stopRequested: () => boolean
@@ -36,7 +37,10 @@ export const runJob = Effect.fn("runJob")(function* (
       if (folder === undefined) throw new Error(`stage type ${type.name} has no output port "${port}"`)
       return folder
     },
-    work: job.work,
+    get work() {
+      mkdirSync(job.work, { recursive: true })
+      return job.work
+    },
     previous: yield* previousOf(type, job),
     baseDirectory: job.baseDirectory,
     threads: job.threads,

@@ -1,9 +1,9 @@
 /** One stage of a run: decides, takes the key's lock and its turn, tries until it works or must not. */
-import { Clock, Deferred, Duration, Effect, FileSystem, Path, Result } from "effect"
+import { Clock, Deferred, Duration, Effect, FileSystem, Result } from "effect"
 import type { ArtifactHandle } from "../../artifacts/Artifact.ts"
-import { ArtifactStore, type StoredArtifact } from "../../artifacts/ArtifactStore.ts"
+import { ArtifactStore, type Lookup, type StoredArtifact } from "../../artifacts/ArtifactStore.ts"
 import { canonicalJson } from "../../artifacts/CanonicalJson.ts"
-import { jsonText, replaceFile, storageFailure } from "../../artifacts/DurableFile.ts"
+import { storageFailure } from "../../artifacts/DurableFile.ts"
 import { checkFailure, failedChecks } from "../file/Checks.ts"
 import {
   type Decision,
@@ -19,20 +19,11 @@ import { KeyLedger } from "../plan/KeyLedger.ts"
 import { type StagePlan, willRun } from "../plan/Plan.ts"
 import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
 import { retryDelay } from "./Retry.ts"
-import {
-  type Assignment,
-  folderOf,
-  linkOutputs,
-  type Outputs,
-  type Ready,
-  type RunContext,
-  warn
-} from "./RunContext.ts"
+import { type Assignment, linkOutputs, type Outputs, type Ready, type RunContext, warn } from "./RunContext.ts"
 import { acquireLock, type Lock } from "../runs/RunLock.ts"
 import { type AttemptError, type Executed, executeAttempt, publishAttempt } from "./StageAttempt.ts"
 import type { KeyParts } from "../plan/StageKey.ts"
 import { StageError } from "../StageType.ts"
-import { removeAttemptOutputs } from "./Sweep.ts"
 
 export type StageResult =
   | { readonly _tag: "Cached"; readonly outputs: Outputs }
@@ -45,7 +36,7 @@ export type StageResult =
   /** Another stage failed before this one began. */
   | { readonly _tag: "Halted"; readonly message: string }
 
-export const runStage = Effect.fn("runStage")(function* (context: RunContext, assignment: Assignment) {
+export const runStage = Effect.fnUntraced(function* (context: RunContext, assignment: Assignment) {
   const { forced, inputs, observed, role, stage } = assignment
   if (role === "run" && Result.isFailure(observed)) {
     yield* announceFailure(context, stage, 0, observed.failure, undefined)
@@ -107,7 +98,7 @@ const digestsOf = (inputs: Readonly<Record<string, ReadonlyArray<ArtifactHandle>
   Object.fromEntries(Object.entries(inputs).map(([port, handles]) => [port, handles.map((handle) => handle.digest)]))
 
 const useResult = Effect.fnUntraced(function* (context: RunContext, stage: ResolvedStage, use: Use) {
-  if (use.parts !== undefined) yield* writeKey(context, stage, use.key, use.parts)
+  if (use.parts !== undefined) yield* recordKey(context, stage, use.key, use.parts)
   if (use.status === "reuse" && use.reasons.length > 0) {
     const changes = use.reasons.map(describeReason).join("; ")
     yield* warn(context, stage, `kept as it is, though the file now says otherwise: ${changes}`)
@@ -153,7 +144,7 @@ const tidyWork = Effect.fnUntraced(function* (key: string) {
 const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run) {
   const { stage } = assignment
   const { key, previous, reasons, resumes } = decision
-  yield* writeKey(context, stage, key, decision.parts)
+  yield* recordKey(context, stage, key, decision.parts)
   const damage = reasons.find((reason): reason is Reason & { readonly _tag: "Damaged" } => reason._tag === "Damaged")
   if (damage !== undefined) yield* warn(context, stage, `${describeReason(damage)}; it is made again`)
   yield* context.emit({
@@ -195,30 +186,38 @@ const withKey = Effect.fnUntraced(function* (context: RunContext, assignment: Re
   for (const dead of lock.takenOver) {
     yield* warn(context, stage, `takes over from process ${dead.pid} on ${dead.host}, which ended without finishing`)
   }
-  // A runner that was killed left what its attempts had written: room that this attempt may need.
-  yield* removeAttemptOutputs(folderOf(yield* Path.Path, context, stage))
   // Whoever held the lock before may have made what we want.
   const found = yield* store.lookup(key)
   if (found._tag === "Complete" && !reasons.some((reason) => reason._tag === "Forced")) {
     return yield* cached(context, stage, key, found.record.run, found.artifacts)
   }
-  return yield* attempts(context, assignment, decision, lock)
+  return yield* attempts(context, assignment, decision, { lock, before: found })
 }, Effect.scoped)
 
 /** Seconds since a time in milliseconds. */
 const since = (began: number) => Effect.map(Clock.currentTimeMillis, (now) => (now - began) / 1000)
 
+/** What is known while the key's lock is held. */
+interface KeyTurn {
+  readonly lock: Lock
+  /** What the store has of the key. */
+  readonly before: Lookup
+}
+
 /** Tries until one attempt works, a failure is final, or the run stops. Cores are held while the stage works, not while its result is published. */
-const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run, lock: Lock) {
+const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run, turn: KeyTurn) {
   const { stage } = assignment
+  const earlier = context.earlierAttempts.get(stage.name) ?? 0
   let began: number | undefined
   for (let failures = 0; ; failures++) {
-    const turn = yield* context.capacity.withResources(stage.resources, ({ cpus }) =>
+    const ended = yield* context.capacity.withResources(stage.resources, ({ cpus }) =>
       Effect.gen(function* () {
         const obstacle = yield* obstacleToBegin(context, failures)
         if (obstacle !== undefined) return obstacle
         began ??= yield* Clock.currentTimeMillis
-        const executed = yield* Effect.result(executeAttempt(context, assignment, decision, lock, cpus))
+        const executed = yield* Effect.result(
+          executeAttempt(context, assignment, decision, { lock: turn.lock, number: earlier + failures + 1, cpus })
+        )
         // While the cores are still held: the next stage must not begin any more after a failure.
         return Result.isSuccess(executed)
           ? executed.success
@@ -226,7 +225,8 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
       })
     )
     const start = began ?? 0
-    const settled = turn._tag === "Executed" ? yield* published(context, stage, decision, turn, failures, start) : turn
+    const settled =
+      ended._tag === "Executed" ? yield* published(context, stage, decision, ended, turn, failures, start) : ended
     if (settled._tag !== "TryAgain") return settled
     yield* Effect.timeoutOption(context.stop, settled.delay)
   }
@@ -245,10 +245,11 @@ const published = Effect.fnUntraced(function* (
   stage: ResolvedStage,
   decision: Run,
   executed: Executed,
+  { before }: KeyTurn,
   failures: number,
   began: number
 ) {
-  const outputs = yield* Effect.result(publishAttempt(context, stage, decision, executed))
+  const outputs = yield* Effect.result(publishAttempt(context, stage, decision, executed, before))
   if (Result.isFailure(outputs)) return yield* afterFailure(context, stage, outputs.failure, failures + 1, began)
   return {
     _tag: "Done",
@@ -299,10 +300,12 @@ const announceFailure = Effect.fnUntraced(function* (
   })
 })
 
-const writeKey = Effect.fnUntraced(function* (context: RunContext, stage: ResolvedStage, key: string, parts: KeyParts) {
+const recordKey = Effect.fnUntraced(function* (
+  context: RunContext,
+  stage: ResolvedStage,
+  key: string,
+  parts: KeyParts
+) {
   const ledger = yield* KeyLedger
   yield* ledger.record({ pipeline: context.pipeline.name, run: context.run.id, stage: stage.name, key, parts })
-  const file = (yield* Path.Path).join(folderOf(yield* Path.Path, context, stage), "key.json")
-  // Not synced: the journal has the key as well.
-  yield* replaceFile(file, jsonText({ version: 1, key, parts })).pipe(Effect.mapError(storageFailure(file)))
 })

@@ -2,7 +2,7 @@
  * The inside of a worker process: reads the job, runs the stage, says on fd 3 what happens. It ends at once when its runner is gone, so that
  * nothing writes into a work folder that another runner may have taken over.
  */
-import { readFileSync, writeSync } from "node:fs"
+import { mkdirSync, readFileSync, writeSync } from "node:fs"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import { Cause, Effect, Exit, Layer, Schema } from "effect"
@@ -29,6 +29,12 @@ export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
   const attempt = Effect.try(() => readFileSync(jobFile, "utf8")).pipe(
     Effect.flatMap(decodeJob),
     Effect.orDie,
+    // By hand: the runner's attempt has moved them into the store.
+    Effect.tap(({ outputs }) =>
+      Effect.sync(() => {
+        for (const folder of Object.values(outputs)) mkdirSync(folder, { recursive: true })
+      })
+    ),
     Effect.flatMap((job) => runJob(job, emit, () => stop.requested)),
     Effect.provide(services)
   )

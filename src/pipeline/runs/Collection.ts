@@ -2,12 +2,13 @@
  * What nothing in the store needs any more, found by reachability and removed in an order that a crash may cut anywhere: what refers goes
  * before what it refers to.
  *
- * A run reaches the keys of its journal and its stages/<nn-name>/key.json, what these were accepted to be the same as, the outputs of their records and what
- * its out/ links point to; while it is not complete, their work folders too. Every run folder counts, tagged, pinned or neither, also one
+ * A run reaches the keys of its journal and those of results that it made, what these were accepted to be the same as, the outputs of their records and
+ * what its out/ links point to; while it is not complete, their work folders too. Every run folder counts, tagged, pinned or neither, also one
  * whose run.json is damaged. An acceptance stays while the result that it points to does, so that a decision is not lost before its first run.
  */
 import { Effect, FileSystem, Option, Path, type PlatformError, Runtime, Schema } from "effect"
 import { journalFile } from "./Journal.ts"
+import { journalLines } from "./JournalReader.ts"
 import { Manifest } from "../../artifacts/Artifact.ts"
 import { ArtifactStore, KeyRecord } from "../../artifacts/ArtifactStore.ts"
 import { errorCode, writeFileAtomic } from "../../artifacts/DurableFile.ts"
@@ -29,7 +30,6 @@ export interface Garbage {
 }
 
 const unreached = "no run reaches it"
-const decodeKey = Schema.decodeOption(Schema.fromJsonString(Schema.Struct({ key: Schema.String })))
 const decodeStatus = Schema.decodeOption(Schema.fromJsonString(Schema.Struct({ status: Schema.String })))
 const decodeRecord = Schema.decodeOption(Schema.fromJsonString(KeyRecord))
 const decodeAcceptance = Schema.decodeOption(Schema.fromJsonString(Acceptance))
@@ -135,35 +135,39 @@ const findRoots = Effect.fnUntraced(function* (disk: Disk) {
   const visit = Effect.fnUntraced(function* (run: string) {
     const record = decodeStatus((yield* disk.text(disk.join(disk.runs, run, "run.json"))) ?? "")
     const complete = Option.isSome(record) && record.value.status === "complete"
+    for (const key of yield* keysOf(disk, run, complete)) {
+      keys.add(key)
+      if (!complete) unfinished.add(key)
+    }
     const stages = disk.join(disk.runs, run, "stages")
     for (const stage of yield* disk.names(stages)) {
-      const file = disk.join(stages, stage, "key.json")
-      const text = yield* disk.text(file)
-      // An empty one went through a power cut; the journal below knows its key.
-      if (text !== undefined && text !== "") {
-        const key = Option.getOrUndefined(decodeKey(text))?.key
-        if (key === undefined) return yield* new ReachUnknown({ file, next: restore(run) })
-        keys.add(key)
-        if (!complete) unfinished.add(key)
-      }
       for (const port of yield* disk.names(disk.join(stages, stage, "out"))) {
         const target = yield* disk.link(disk.join(stages, stage, "out", port))
         if (target !== undefined) artifacts.add(lastPart(target))
       }
     }
   })
-  const visitJournal = Effect.fnUntraced(function* (run: string) {
-    const text = (yield* disk.text(disk.join(disk.runs, run, journalFile))) ?? ""
-    for (const [, key] of text.matchAll(/"key":"([0-9a-f]{64})"/gu)) if (key !== undefined) keys.add(key)
-  })
   const runs = (yield* disk.names(disk.runs)).filter((name) => runFolderName.test(name))
-  const visitAll = (run: string) => Effect.andThen(visit(run), visitJournal(run))
-  yield* Effect.forEach(runs, visitAll, { concurrency: 8, discard: true })
+  yield* Effect.forEach(runs, visit, { concurrency: 8, discard: true })
+  const known = new Set(runs)
+  // What a damaged line of a journal no longer tells of a result, the result's record does.
+  for (const [key, { run }] of yield* readAll(disk, "keys", decodeRecord)) if (known.has(run)) keys.add(key)
   const roots: Roots = { keys, artifacts, unfinished }
   return roots
 })
 
-const restore = (run: string): string => `the run's command writes it anew; or remove the run: tinyllama runs rm ${run}`
+/** The keys that a run's journal names. Of a run that may go on none must be missed: its work is recorded nowhere else. */
+const keysOf = Effect.fnUntraced(function* (disk: Disk, run: string, complete: boolean) {
+  const file = disk.join(disk.runs, run, journalFile)
+  const text = (yield* disk.text(file)) ?? ""
+  // The last line may be torn: then its event's work had not begun.
+  const whole = text.slice(0, text.lastIndexOf("\n") + 1)
+  if (!complete && journalLines(whole).some(({ _tag }) => _tag === "Damaged")) {
+    const next = `tinyllama verify ${run} names the line: mend it, end the run by its run command, or remove it: tinyllama runs rm ${run}`
+    return yield* new ReachUnknown({ file, next })
+  }
+  return Array.from(text.matchAll(/"key":"([0-9a-f]{64})"/gu), ([, key]) => key ?? "")
+})
 
 interface Reached extends Roots {
   readonly acceptances: ReadonlySet<string>
@@ -336,29 +340,17 @@ const leftovers = Effect.fnUntraced(function* (disk: Disk) {
       else if (/\.damaged\b/u.test(name)) yield* add(path, `${folder}/${name}`, "damaged, and set aside")
     }
   }
+  // Nobody runs, so what still lies there was never published.
+  for (const name of yield* disk.names(disk.join(disk.store, "making"))) {
+    const [key = "", port = ""] = name.split(".")
+    yield* add(disk.join(disk.store, "making", name), `output ${port} of key ${short(key)}`, "the attempt was cut off")
+  }
   for (const name of yield* disk.names(disk.runs)) {
     const path = disk.join(disk.runs, name)
     if (name.startsWith(".removed-")) yield* add(path, `runs/${name}`, "a run whose removal was cut off")
     if (name.endsWith(".tmp")) yield* add(path, `runs/${name}`, "a run or a link that was cut off")
-    if (runFolderName.test(name)) yield* unpublished(disk, name, add)
   }
   return found
-})
-
-/** Nobody runs, so what still lies in an attempt's output folder was never published. */
-const unpublished = Effect.fnUntraced(function* (
-  disk: Disk,
-  run: string,
-  add: (path: string, what: string, why: string) => Effect.Effect<void, StorageError>
-) {
-  const stages = disk.join(disk.runs, run, "stages")
-  for (const stage of yield* disk.names(stages)) {
-    for (const attempt of yield* disk.names(disk.join(stages, stage, "attempts"))) {
-      const output = disk.join(stages, stage, "attempts", attempt, "output")
-      if ((yield* disk.names(output)).length === 0) continue
-      yield* add(output, `outputs of ${stage}, attempt ${attempt}, in run ${run}`, "the attempt was cut off")
-    }
-  }
 })
 
 export const short = (digest: string): string => digest.slice(0, 12)

@@ -2,15 +2,13 @@
  * A run's append-only event log, the single source of what happened: one JSON event a line in events.jsonl. Only the holder of the run's lock
  * writes it. A crash may tear the last line, and nothing else; readers skip what does not decode.
  */
-import { Clock, Effect, FileSystem, Option, PubSub, Schema, Semaphore } from "effect"
+import { Clock, Effect, FileSystem, Option, PubSub } from "effect"
 import { readContents } from "./JournalReader.ts"
 import { shared } from "../../artifacts/SharedSync.ts"
-import { RunEvent, RunEvents } from "./RunEvent.ts"
+import { type RunEvent, RunEvents } from "./RunEvent.ts"
 
 export const journalFile = "events.jsonl"
 
-const Line = Schema.fromJsonString(RunEvent)
-const encodeLine = Schema.encodeEffect(Line)
 const encoder = new TextEncoder()
 
 /** Of a stage's progress, one reading a second is kept; live displays see all. */
@@ -29,7 +27,6 @@ export const openJournal = Effect.fn("openJournal")(function* (path: string) {
   const fs = yield* FileSystem.FileSystem
   const live = yield* RunEvents
   const file = yield* fs.open(path, { flag: "a+" })
-  const one = yield* Semaphore.make(1)
   const shown = new Map<string, number>()
   /** Bytes that are whole lines; what a failed append left beyond them is cut off by the next one. */
   let whole = Number((yield* file.stat).size)
@@ -47,28 +44,33 @@ export const openJournal = Effect.fn("openJournal")(function* (path: string) {
     return true
   })
 
-  const append = Effect.fnUntraced(function* (event: RunEvent) {
-    waiting += `${yield* encodeLine(event)}\n`
-    const bytes = encoder.encode(waiting)
-    if (torn) yield* file.truncate(whole)
-    torn = true
-    yield* file.writeAll(bytes)
-    torn = false
-    waiting = ""
-    whole += bytes.length
-  })
-  // Outside of the appends' turn, so that one fsync serves all stages that finish at about the same time.
+  // One write, and one fsync, serve all stages that have something to say at about the same time.
+  const writeWaiting = shared(
+    Effect.gen(function* () {
+      const text = waiting
+      const bytes = encoder.encode(text)
+      if (torn) yield* file.truncate(whole)
+      torn = true
+      yield* file.writeAll(bytes)
+      torn = false
+      waiting = waiting.slice(text.length)
+      whole += bytes.length
+    })
+  )
   const makeDurable = shared(file.sync)
+  const append = Effect.fnUntraced(function* (event: RunEvent) {
+    // Events are JSON as they are: nothing in their schema changes in encoding.
+    waiting += `${JSON.stringify(event)}\n`
+    yield* writeWaiting
+    if (durable.has(event._tag)) yield* makeDurable
+  })
 
   const emit = Effect.fnUntraced(function* (event: RunEvent) {
     if (yield* kept(event)) {
-      const failure = yield* one
-        .withPermits(1)(append(event))
-        .pipe(
-          Effect.andThen(durable.has(event._tag) ? makeDurable : Effect.void),
-          Effect.as(undefined),
-          Effect.catch((error) => Effect.succeed(error.message))
-        )
+      const failure = yield* append(event).pipe(
+        Effect.as(undefined),
+        Effect.catch((error) => Effect.succeed(error.message))
+      )
       if (failure !== undefined && !announced) {
         announced = true
         yield* PubSub.publish(live, {

@@ -1,7 +1,8 @@
 /**
  * One writer at a time, without trusting that processes end well. A contender writes a claim file of its own, `<prefix>.<token>.lock`, under a
  * name that no other uses, then looks at the claims of others: of two contenders at least the later one sees the other and withdraws. So there
- * is no moment at which a dead holder's file has to be swapped for ours, and dead claims can be removed by anyone at any time. A holder is dead
+ * is no moment at which a dead holder's file has to be swapped for ours, and dead claims can be removed by anyone at any time. While its owner still
+ * looks, the file is called `<prefix>.<token>.claim.lock`. A holder is dead
  * when its process is gone (or the pid now belongs to a process with another start time); one on another machine, or in another container,
  * when its heartbeat stopped.
  */
@@ -9,7 +10,7 @@ import { hostname } from "node:os"
 import { randomBytes } from "node:crypto"
 import { Clock, Effect, FileSystem, Option, Path, type PlatformError, Random, Runtime, Schedule, Schema } from "effect"
 import { replaceFile } from "../../artifacts/DurableFile.ts"
-import { identify, machineId, ProcessId, processRuns } from "../../artifacts/ProcessIdentity.ts"
+import { identify, machineId, ownIdentity, ProcessId, processRuns } from "../../artifacts/ProcessIdentity.ts"
 import { timestamp } from "./Journal.ts"
 
 const heartbeatMillis = 2000
@@ -25,12 +26,13 @@ export const Claim = Schema.Struct({
   machine: Schema.String,
   /** ISO 8601. */
   since: Schema.String,
-  /** claiming: still looking for others; held: the claim won. */
-  state: Schema.Literals(["claiming", "held"]),
   /** A worker that writes on the holder's behalf; whoever takes over ends it first. */
   worker: Schema.optionalKey(ProcessId)
 })
 export type Claim = typeof Claim.Type
+
+/** How the file of a claim that has not won yet ends. */
+const claiming = ".claim.lock"
 
 const decodeClaim = Schema.decodeEffect(Schema.fromJsonString(Claim))
 
@@ -58,34 +60,40 @@ export interface Lock {
 }
 
 /** Takes the lock until the scope closes, or fails at once with the live holder. */
-export const acquireLock = Effect.fn("acquireLock")(function* (prefix: string, what: string) {
+export const acquireLock = Effect.fnUntraced(function* (prefix: string, what: string) {
   const fs = yield* FileSystem.FileSystem
   const services = yield* Effect.context<FileSystem.FileSystem | Path.Path>()
   const token = randomBytes(8).toString("hex")
-  const file = `${prefix}.${token}.lock`
-  const claim: Claim = {
-    version: 1,
-    token,
-    ...identify(process.pid),
-    host: hostname(),
-    machine: machineId(),
-    since: yield* timestamp,
-    state: "claiming"
-  }
+  const [claimed, won] = [`${prefix}.${token}${claiming}`, `${prefix}.${token}.lock`]
+  let file = claimed
+  const claim = yield* newClaim(token)
   const save = (next: Claim) => replaceFile(file, `${JSON.stringify(next)}\n`)
-  const withdraw = Effect.ignore(fs.remove(file, { force: true }))
+  const withdraw = Effect.suspend(() => Effect.ignore(fs.remove(file, { force: true })))
 
   yield* Effect.acquireRelease(save(claim), () => withdraw)
   const takenOver = yield* contend(prefix, what, token, withdraw, save(claim)).pipe(Effect.onError(() => withdraw))
-  yield* save({ ...claim, state: "held" })
-  yield* heart(file)
+  yield* Effect.uninterruptible(
+    Effect.map(fs.rename(claimed, won), () => {
+      file = won
+    })
+  )
+  yield* heart(won)
   const lock: Lock = {
     takenOver,
-    setWorker: (pid) =>
-      Effect.ignore(Effect.provideContext(save({ ...claim, state: "held", worker: identify(pid) }), services))
+    setWorker: (pid) => Effect.ignore(Effect.provideContext(save({ ...claim, worker: identify(pid) }), services))
   }
   return lock
 })
+
+const newClaim = (token: string): Effect.Effect<Claim> =>
+  Effect.map(timestamp, (since) => ({
+    version: 1,
+    token,
+    ...ownIdentity(),
+    host: hostname(),
+    machine: machineId(),
+    since
+  }))
 
 /**
  * A claim that many may hold at once, until the scope closes: whoever wants the place alone takes a lock elsewhere first and then looks for
@@ -95,15 +103,7 @@ export const shareLock = Effect.fn("shareLock")(function* (prefix: string) {
   const fs = yield* FileSystem.FileSystem
   const token = randomBytes(8).toString("hex")
   const file = `${prefix}.${token}.lock`
-  const claim: Claim = {
-    version: 1,
-    token,
-    ...identify(process.pid),
-    host: hostname(),
-    machine: machineId(),
-    since: yield* timestamp,
-    state: "held"
-  }
+  const claim = yield* newClaim(token)
   yield* Effect.acquireRelease(replaceFile(file, `${JSON.stringify(claim)}\n`), () =>
     Effect.ignore(fs.remove(file, { force: true }))
   )
@@ -113,20 +113,20 @@ export const shareLock = Effect.fn("shareLock")(function* (prefix: string) {
 /** The claims of living processes; those of dead ones are removed, and their workers ended. */
 export const liveClaims = Effect.fn("liveClaims")(function* (prefix: string) {
   const { live } = yield* sortClaims(prefix, "")
-  return live
+  return live.map(({ claim }) => claim)
 })
 
 /** The live claims but the one with `token`; removes dead ones on the way and returns those of them that had won. */
 const sortClaims = Effect.fnUntraced(function* (prefix: string, token: string) {
   const fs = yield* FileSystem.FileSystem
-  const live: Array<Claim> = []
+  const live: Array<FoundClaim> = []
   const dead: Array<Claim> = []
   for (const found of yield* readClaims(prefix, token)) {
-    if ((yield* isAlive(found)) || (yield* beatsStill(found))) live.push(found.claim)
+    if ((yield* isAlive(found)) || (yield* beatsStill(found))) live.push(found)
     else {
       yield* endWorker(found.claim)
       yield* Effect.ignore(fs.remove(found.file, { force: true }))
-      if (found.claim.state === "held") dead.push(found.claim)
+      if (found.won) dead.push(found.claim)
     }
   }
   return { live, dead }
@@ -145,7 +145,7 @@ const contend = Effect.fnUntraced(function* (
     const others = yield* sortClaims(prefix, token)
     for (const claim of others.dead) dead.set(claim.token, claim)
     const { live } = others
-    const holder = live.find((other) => other.state === "held")
+    const holder = live.find(({ won }) => won)?.claim
     if (holder !== undefined) {
       return yield* new LockHeld({ what, pid: holder.pid, host: holder.host, since: holder.since })
     }
@@ -160,7 +160,7 @@ const contend = Effect.fnUntraced(function* (
 /** The live holder, if there is one. */
 export const lockHolder = Effect.fn("lockHolder")(function* (prefix: string) {
   for (const found of yield* readClaims(prefix))
-    if (found.claim.state === "held" && (yield* isAlive(found))) return found.claim
+    if (found.won && (yield* isAlive(found))) return found.claim
   return undefined
 })
 
@@ -180,6 +180,8 @@ export const removeDeadClaims = Effect.fn("removeDeadClaims")(function* (folder:
 interface FoundClaim {
   readonly file: string
   readonly claim: Claim
+  /** Its owner found no other, and holds the lock. */
+  readonly won: boolean
   /** Milliseconds since the epoch. */
   readonly heartbeat: number
 }
@@ -188,32 +190,47 @@ interface FoundClaim {
 const readClaims = Effect.fnUntraced(function* (prefix: string, token = "") {
   const path = yield* Path.Path
   const start = `${path.basename(prefix)}.`
-  const own = `${start}${token}.lock`
-  return yield* readClaimsIn(path.dirname(prefix), (name) => name.startsWith(start) && name !== own)
+  const own = `${start}${token}.`
+  return yield* readClaimsIn(
+    path.dirname(prefix),
+    (name) => name.startsWith(start) && (token === "" || !name.startsWith(own))
+  )
 })
 
+/** Looks again as long as a file vanishes between its listing and its reading: its owner may have won in between, and goes by another name now. */
 const readClaimsIn = Effect.fnUntraced(function* (folder: string, wanted: (name: string) => boolean) {
   const fs = yield* FileSystem.FileSystem
-  const path = yield* Path.Path
-  const names = yield* fs.readDirectory(folder).pipe(
-    Effect.catchIf(
-      (error) => error.reason._tag === "NotFound",
-      () => Effect.succeed([])
+  for (;;) {
+    const names = yield* fs.readDirectory(folder).pipe(
+      Effect.catchIf(
+        (error) => error.reason._tag === "NotFound",
+        () => Effect.succeed([])
+      )
     )
-  )
-  const found: Array<FoundClaim> = []
-  for (const name of names.filter((name) => name.endsWith(".lock") && wanted(name))) {
-    const file = path.join(folder, name)
-    const text = yield* readIfThere(fs.readFileString(file))
-    const info = yield* readIfThere(fs.stat(file))
-    const claim = text === undefined ? Option.none() : yield* Effect.option(decodeClaim(text))
-    // Claims get their names whole, and are not synced: one without its bytes went through a power cut, and its process with it.
-    if (text !== undefined && !isJson(text)) yield* Effect.ignore(fs.remove(file, { force: true }))
-    // One that vanishes was withdrawn.
-    if (Option.isNone(claim) || info === undefined) continue
-    found.push({ file, claim: claim.value, heartbeat: Option.getOrUndefined(info.mtime)?.getTime() ?? 0 })
+    const found: Array<FoundClaim> = []
+    let vanished = false
+    for (const name of names.filter((name) => name.endsWith(".lock") && wanted(name))) {
+      const read = yield* readClaim((yield* Path.Path).join(folder, name))
+      if (read === undefined) vanished = true
+      else if (read !== "damaged") found.push(read)
+    }
+    if (!vanished) return found
   }
-  return found
+})
+
+const readClaim = Effect.fnUntraced(function* (file: string) {
+  const fs = yield* FileSystem.FileSystem
+  const text = yield* readIfThere(fs.readFileString(file))
+  const info = yield* readIfThere(fs.stat(file))
+  if (text === undefined || info === undefined) return undefined
+  const claim = yield* Effect.option(decodeClaim(text))
+  if (Option.isSome(claim)) {
+    const heartbeat = Option.getOrUndefined(info.mtime)?.getTime() ?? 0
+    return { file, claim: claim.value, won: !file.endsWith(claiming), heartbeat } satisfies FoundClaim
+  }
+  // Claims get their names whole, and are not synced: one without its bytes went through a power cut, and its process with it.
+  if (!isJson(text)) yield* Effect.ignore(fs.remove(file, { force: true }))
+  return "damaged" as const
 })
 
 const decodeJson = Schema.decodeUnknownOption(Schema.fromJsonString(Schema.Unknown))

@@ -5,7 +5,7 @@
  *   <runs>/<date-time-words>/pipeline.yaml            the file, verbatim
  *   <runs>/<date-time-words>/pipeline.resolved.json   every value with its origin
  *   <runs>/<date-time-words>/events.jsonl             the journal
- *   <runs>/<date-time-words>/stages/<nn-name>/key.json, attempts/<n>/…, out/<port> → the store
+ *   <runs>/<date-time-words>/stages/<nn-name>/attempts/<n>/…, out/<port> → the store
  *
  * and <runs>/latest points to the newest; tags/ and pins/ beside them hold what people say of runs.
  */
@@ -25,7 +25,6 @@ import type { RunEvent } from "./RunEvent.ts"
 import { acquireLock, lockHolder, type LockHeld } from "./RunLock.ts"
 import { type MarkRefused, type Marks, pinRun, readMarks, tagRun, unpinRun, untagRun } from "./RunMarks.ts"
 import { runName } from "./RunName.ts"
-import { KeyParts } from "../plan/StageKey.ts"
 import { describeOrigins } from "../file/ResolvedPipeline.ts"
 
 export class RunNotFound extends Schema.TaggedError<RunNotFound>()("RunNotFound", {
@@ -91,10 +90,6 @@ export interface RunOutput {
   /** Absolute folder in the store. */
   readonly folder: string
 }
-
-/** stages/<nn-name>/key.json: what the stage's key was made of, so that a later plan can say what changed. */
-export const StageKeyFile = Schema.Struct({ version: Schema.Literal(1), key: Schema.String, parts: KeyParts })
-export type StageKeyFile = typeof StageKeyFile.Type
 
 export class Runs extends Context.Service<
   Runs,

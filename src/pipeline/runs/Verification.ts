@@ -9,7 +9,7 @@ import { short } from "./Collection.ts"
 import { Acceptance, HistoryEntry } from "../plan/KeyLedger.ts"
 import { readContents } from "./JournalReader.ts"
 import { journalFile } from "./Journal.ts"
-import { runFolderName, type RunInfo, RunRecord, Runs, StageKeyFile, storageError } from "./Runs.ts"
+import { runFolderName, type RunInfo, RunRecord, Runs, storageError } from "./Runs.ts"
 import { KeyParts, stageKey } from "../plan/StageKey.ts"
 
 export interface Fault {
@@ -142,12 +142,6 @@ const verifyRun = Effect.fnUntraced(function* (place: Place, run: string, tally:
   }
   const stages = place.join(folder, "stages")
   for (const stage of yield* place.names(stages)) {
-    const file = place.join(stages, stage, "key.json")
-    const key = yield* decodeFile(file, StageKeyFile, tally, { next: again })
-    if (key !== undefined) tally.keys.add(key.key)
-    if (key !== undefined && stageKey(key.parts) !== key.key) {
-      tally.faults.push({ file, what: "its parts do not have its key", next: again })
-    }
     for (const port of yield* place.names(place.join(stages, stage, "out"))) {
       const link = place.join(stages, stage, "out", port)
       const target = yield* Effect.option(fs.readLink(link))
@@ -157,6 +151,7 @@ const verifyRun = Effect.fnUntraced(function* (place: Place, run: string, tally:
   }
   const journal = place.join(folder, journalFile)
   const contents = yield* readContents(journal).pipe(Effect.mapError(storageError(journal)))
+  for (const event of contents.events) if ("key" in event) tally.keys.add(event.key)
   for (const { line, reason } of contents.damaged) tally.warnings.push(`${journal}:${line}: damaged: ${reason}`)
 })
 

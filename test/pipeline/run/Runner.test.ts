@@ -73,14 +73,14 @@ describe("a run", () => {
       const out = join(folder, "stages", "03-both", "out", "tokens")
       assert.isTrue(lstatSync(out).isSymbolicLink() && !readlinkSync(out).startsWith("/"))
       assert.strictEqual(readFileSync(join(out, "text.txt"), "utf8"), "left+right")
-      const key = JSON.parse(readFileSync(join(folder, "stages", "01-left", "key.json"), "utf8"))
-      assert.deepStrictEqual(key.parts.params.text, "left")
-      assert.notProperty(key.parts.params, "log_every")
-      assert.deepStrictEqual(
-        readdirSync(join(place.runs, "store", "work")),
-        [],
-        "work folders go once the result is published"
-      )
+      const parts = join(place.runs, "store", "parts")
+      const left = readdirSync(parts)
+        .map((name) => JSON.parse(readFileSync(join(parts, name), "utf8")))
+        .find(({ params }) => params.text === "left")
+      assert.isDefined(left)
+      assert.notProperty(left.params, "log_every")
+      assert.isFalse(existsSync(join(place.runs, "store", "work")), "no stage of these wants a work folder")
+      assert.deepStrictEqual(readdirSync(join(place.runs, "store", "making")), [])
       assert.deepStrictEqual(readdirSync(join(place.runs, "store", "locks")), [])
       const events = yield* readJournal(join(folder, "events.jsonl")).pipe(Effect.provide(NodeServices.layer))
       assert.strictEqual(events[0]?._tag, "RunStarted")

@@ -64,13 +64,7 @@ describe("a worker", () => {
         ["writing hello"]
       )
       const attempt = attemptFolder(summary, "01-a", 1)
-      assert.deepStrictEqual(readdirSync(attempt).sort(), [
-        "exit.json",
-        "job.json",
-        "output",
-        "stderr.log",
-        "stdout.log"
-      ])
+      assert.deepStrictEqual(readdirSync(attempt).sort(), ["exit.json", "job.json", "stderr.log", "stdout.log"])
       assert.include(readFileSync(join(attempt, "exit.json"), "utf8"), '"code": 0')
       // The attempt can be repeated by hand; the events then go to stdout.
       const again = spawnSync(process.execPath, [worker, join(attempt, "job.json")], { encoding: "utf8" })
@@ -122,7 +116,7 @@ describe("a worker", () => {
         next: "tell me not to"
       })
       assert.strictEqual(summary.stages[0]?.attempts, 1)
-      assert.isFalse(existsSync(join(attemptFolder(summary, "01-a", 1), "output")))
+      assert.deepStrictEqual(readdirSync(join(place.runs, "store", "making")), [])
     }).pipe(Effect.scoped)
   )
 

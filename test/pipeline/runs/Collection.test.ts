@@ -107,7 +107,7 @@ describe("collection", () => {
 
   it.live("what crashes leave goes; work of a run that did not complete stays", () =>
     Effect.gen(function* () {
-      const { first, place } = yield* twoRuns
+      const { place } = yield* twoRuns
       const store = join(place.runs, "store")
       const [key = ""] = names(place, "keys").map((name) => name.slice(0, 64))
       const file = (path: string) => {
@@ -119,7 +119,7 @@ describe("collection", () => {
       file(join(store, "keys", "k.json.1-abc.tmp"))
       file(join(store, "work", "orphan", "f"))
       file(join(place.runs, ".removed-2026-01-01-x", "run.json"))
-      file(join(first.folder, "stages/01-one/attempts/7/output/documents/f"))
+      file(join(store, "making", `${key}.documents`, "f"))
       file(join(store, "work", key, "f"))
       const garbage = yield* here(place, gc)
       assert.deepStrictEqual(
@@ -137,15 +137,21 @@ describe("collection", () => {
     }).pipe(Effect.scoped)
   )
 
-  it.live("refuses to guess where a run's key file is damaged", () =>
+  it.live("refuses to guess where the journal of a run that may go on is damaged", () =>
     Effect.gen(function* () {
       const { place, second } = yield* twoRuns
-      writeFileSync(join(second.folder, "stages/01-one/key.json"), "{")
+      const damage = (file: string, from: string, to: string) =>
+        writeFileSync(file, readFileSync(file, "utf8").replace(from, to))
+      damage(join(second.folder, "events.jsonl"), '"_tag":"StagePlanned"', '"_tag":"StagePlaned"')
+      const all = everything(place)
+      assert.deepStrictEqual(yield* here(place, gc), [], "what a complete run made is told by its results")
+      damage(join(second.folder, "run.json"), '"complete"', '"preempted"')
       const before = everything(place)
       const refused = yield* Effect.flip(here(place, gc))
       assert.strictEqual(refused._tag, "ReachUnknown")
-      assert.include(refused.message, "01-one/key.json is damaged")
+      assert.include(refused.message, "events.jsonl is damaged")
       assert.deepStrictEqual(everything(place), before)
+      assert.strictEqual(all.length, before.length)
     }).pipe(Effect.scoped)
   )
 
