@@ -1,9 +1,11 @@
 /** What a download will bring, before it brings it: each source of the pipeline file becomes a list of files with a place in the artifact. */
 import { Effect } from "effect"
-import { StageError } from "../pipeline/StageType.ts"
+import type { HttpClient } from "effect/http"
+import { type Preempted, StageError } from "../pipeline/StageType.ts"
 import type { DocumentFormat } from "./Documents.ts"
-import { access, list } from "./Hub.ts"
-import { shownUrl } from "./HttpDownload.ts"
+import type { Download } from "./HttpDownload.ts"
+import { type Session, shownUrl } from "./HttpTransport.ts"
+import { access, explain, list } from "./Hub.ts"
 import {
   formatOf,
   type HubSource,
@@ -21,7 +23,13 @@ export interface Planned {
   readonly place: string
   readonly from:
     | { readonly kind: "file"; readonly address: string }
-    | { readonly kind: "http"; readonly address: string; readonly headers: Readonly<Record<string, string>> }
+    | {
+        readonly kind: "http"
+        readonly address: string
+        /** What stays the same where the address changes: the name of what has arrived. */
+        readonly key: string
+        readonly request: Omit<Download, "place" | "target" | "onBytes" | "sha256">
+      }
   readonly source: string
   readonly name: string
   readonly format: DocumentFormat
@@ -73,7 +81,7 @@ const planUrl = Effect.fnUntraced(function* (source: Source & { readonly url: st
   const planned: Planned = {
     index,
     place,
-    from: { kind: "http", address: source.url, headers: {} },
+    from: { kind: "http", address: source.url, key: source.url, request: { url: source.url } },
     source: shownUrl(source.url),
     name,
     format: yield* formatOf(place, name, source.format),
@@ -88,24 +96,42 @@ const planHub = Effect.fnUntraced(function* (
   source: Source,
   { exclude, format, include, repository }: HubSource,
   index: number,
-  endpoint: string | null
+  options: PlanOptions
 ) {
   const place = describe(source, index)
-  const hub = yield* access(endpoint)
-  const files = yield* list(repository, include, exclude, place, hub)
+  const hub = yield* access(options.endpoint, options.token)
+  const { commit, files } = yield* list(options.session, repository, include, exclude, place, hub)
   const planned = yield* Effect.forEach(files, (file) =>
-    Effect.map(formatOf(place, file.path, format), (format): Planned => ({
-      index,
-      place: `${place} ${file.path}`,
-      from: { kind: "http", address: file.url, headers: hub.headers },
-      source: `hub:${repository.id}@${repository.revision}/${file.path}`,
-      name: inside(file.path),
-      format,
-      bytes: file.bytes,
-      sha256: source.sha256 ?? file.sha256
-    }))
+    Effect.map(formatOf(place, file.path, format), (format): Planned => {
+      // A later commit of a branch may have the same file: what has arrived of it stays good.
+      const key = `hub:${repository.type}:${repository.id}/${file.path}:${file.sha256 ?? file.gitBlob ?? commit}`
+      return {
+        index,
+        place: `${place} ${file.path}`,
+        from: {
+          kind: "http",
+          address: file.url,
+          key,
+          request: {
+            url: file.url,
+            key,
+            size: file.bytes,
+            pinned: true,
+            gitBlob: file.gitBlob,
+            authorize: () => Effect.succeed(hub.headers),
+            explain: explain(hub, repository)
+          }
+        },
+        source: `hub:${repository.id}@${repository.revision}/${file.path}`,
+        name: inside(file.path),
+        format,
+        bytes: file.bytes,
+        sha256: source.sha256 ?? file.sha256
+      }
+    })
   )
-  return yield* select(source, index, planned)
+  const selected = yield* select(source, index, planned)
+  return { ...selected, commit }
 })
 
 /** The files of a local source, within its budget. */
@@ -126,17 +152,26 @@ export const planLocal = Effect.fnUntraced(function* (source: Source, index: num
   return yield* select(source, index, planned)
 })
 
-/** The files of any source, within its budget. */
+export interface PlanOptions {
+  readonly session: Session
+  readonly baseDirectory: string
+  /** Of the hub; null: from the environment. */
+  readonly endpoint: string | null
+  /** Name of the variable that holds the hub's token. */
+  readonly token: string
+}
+
+/** The files of any source, within its budget; and the commit that a hub's are of. */
 export const plan = (
   source: Source,
   index: number,
-  options: { readonly baseDirectory: string; readonly endpoint: string | null }
-) => {
+  options: PlanOptions
+): Effect.Effect<Selected<Planned> & { readonly commit?: string }, StageError | Preempted, HttpClient.HttpClient> => {
   const { url } = source
   const hub = hubSourceOf(source)
   return url !== undefined
     ? planUrl({ ...source, url }, index)
     : hub !== undefined
-      ? planHub(source, hub, index, options.endpoint)
+      ? planHub(source, hub, index, options)
       : planLocal(source, index, options.baseDirectory)
 }

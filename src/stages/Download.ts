@@ -9,15 +9,17 @@ import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
 import { type DocumentFile, encodeList, listFile } from "../data/Documents.ts"
 import { fileFailure } from "../data/FileFailure.ts"
-import { describe, plan, planLocal, type Planned } from "../data/DownloadPlan.ts"
-import { accessHint } from "../data/Hub.ts"
+import { describe, plan, planLocal, type Planned, type PlanOptions } from "../data/DownloadPlan.ts"
 import { sha256OfInput } from "../data/FileDigest.ts"
-import { download } from "../data/HttpDownload.ts"
+import { download, ensureRoom } from "../data/HttpDownload.ts"
+import { makeSession, type Session } from "../data/HttpTransport.ts"
+import { defaultToken } from "../data/Hub.ts"
+import { heldBytes } from "../data/RangeJournal.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { Source } from "../data/Sources.ts"
 import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
-import { adoptDownloads, linkOrCopy, openEarlier } from "./DownloadReuse.ts"
-import { forecastDownload } from "./DownloadForecast.ts"
+import { adoptDownloads, type EarlierFile, linkOrCopy, openEarlier } from "./DownloadReuse.ts"
+import { expectedTokens, forecastDownload } from "./DownloadForecast.ts"
 import { extentOf, namesIn, noteTotal, sizeOf } from "./WorkExtent.ts"
 
 /** Bytes a second: of a usual line to a hub, 200 Mbit/s; of copying and hashing on a disk of today. */
@@ -73,6 +75,8 @@ interface LeftOut {
   readonly bytes: number
 }
 
+type Context = StageContext<{ readonly sources: ReadonlyArray<Source> }, unknown>
+
 const params = {
   sources: parameter(Schema.NonEmptyArray(Source), {
     change: "additive",
@@ -83,6 +87,16 @@ const params = {
     change: "operational",
     describe: "address of the hub; by default HF_ENDPOINT from the environment, else the public hub",
     default: null
+  }),
+  token: parameter(Schema.String.check(Schema.isPattern(/^[A-Za-z_]\w*$/u, { message: "the name of a variable" })), {
+    change: "operational",
+    describe: "name of the secret that holds the hub's token",
+    default: defaultToken
+  }),
+  connections: parameter(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 64 })), {
+    change: "operational",
+    describe: "requests that run at once, over all files and the ranges of large ones",
+    default: 8
   })
 }
 
@@ -115,7 +129,9 @@ export const downloadStage = defineStage({
   resumePoint: Effect.fn("download.resumePoint")(function* (work) {
     const folder = join(work, "downloads")
     let bytes = 0
-    for (const name of yield* namesIn(folder)) if (!name.endsWith(".json")) bytes += yield* sizeOf(join(folder, name))
+    for (const name of yield* namesIn(folder))
+      if (name.endsWith(".part")) bytes += heldBytes(join(folder, name))
+      else if (!/\.(?:json|journal)$/u.test(name)) bytes += yield* sizeOf(join(folder, name))
     return yield* extentOf(work, bytes)
   }),
   forecast: ({ sources }, _, previous, observed) =>
@@ -130,32 +146,26 @@ export const downloadStage = defineStage({
     secondsOfBytes(amount, sources.some(({ path }) => path === undefined) ? NETWORK_RATE : COPY_RATE),
 
   run: Effect.fn("download")(function* (context) {
-    const { sources, endpoint } = context.params
+    const { connections, endpoint, sources, token } = context.params
     const output = context.output("documents")
-    const planned: Array<Planned> = []
-    const leftOut: Array<LeftOut> = []
-    const known = new Set<string>()
-    for (const [index, source] of sources.entries()) {
-      const selected = yield* plan(source, index, { baseDirectory: context.baseDirectory, endpoint })
-      const fresh = selected.taken.filter(({ from }) => !known.has(from.address))
-      for (const { from } of fresh) known.add(from.address)
-      planned.push(...fresh)
-      if (fresh.length < selected.taken.length)
-        context.log(
-          `${describe(source, index)}: ${selected.taken.length - fresh.length} files are named by an earlier source and taken once`
-        )
-      if (selected.leftOut.length > 0) {
-        const bytes = selected.leftOut.reduce((sum, file) => sum + file.bytes, 0)
-        leftOut.push({ source: index, files: selected.leftOut.length, bytes })
-        context.log(
-          `${describe(source, index)}: max_bytes ${source.max_bytes} takes ${selected.taken.length} files; left out ${selected.leftOut.length} files (${bytes} bytes), from ${selected.leftOut[0]?.source} on`
-        )
-      }
-    }
-
+    const session = yield* makeSession({
+      connections,
+      stopRequested: () => context.stopRequested(),
+      log: (line) => context.log(line)
+    })
+    const options = { session, baseDirectory: context.baseDirectory, endpoint, token }
+    const { commits, leftOut, planned } = yield* planAll(context, options)
     const { previous, work } = context
     const findEarlier = yield* openEarlier(previous)
     if (previous?.work !== undefined) yield* adoptDownloads(previous.work, work)
+    const prepared = yield* Effect.forEach(planned, (file) =>
+      Effect.map(findEarlier(file, sources[file.index] ?? {}), (earlier): Prepared => ({
+        file,
+        earlier,
+        kept: join(work, "downloads", nameOf(file))
+      }))
+    )
+    yield* checkRoom(work, prepared)
     const remote = planned.filter(({ from }) => from.kind === "http")
     if (remote.length > 0 && remote.every(({ bytes }) => bytes > 0))
       yield* noteTotal(
@@ -165,60 +175,23 @@ export const downloadStage = defineStage({
       )
 
     const report = meter(context, planned)
-    let reused = 0
-    const files: Array<DocumentFile> = []
-    for (const [number, file] of planned.entries()) {
-      if (context.stopRequested())
-        return yield* new Preempted({
-          message: `stopped after ${number} of ${planned.length} files; downloads are kept`
-        })
-      const path = `files/${file.index}/${file.name}`
-      const target = join(output, path)
-      const onDisk = fileFailure(file.place)
-      yield* Effect.tryPromise({ try: () => mkdir(dirname(target), { recursive: true }), catch: onDisk })
-      const { from } = file
-      const earlier = yield* findEarlier(file, sources[file.index] ?? {})
-      const kept = join(work, "downloads", createHash("sha256").update(from.address).digest("hex").slice(0, 32))
-      const fetched =
-        earlier !== undefined
-          ? yield* Effect.tryPromise({ try: () => linkOrCopy(earlier.file, target), catch: onDisk }).pipe(
-              Effect.as(earlier)
-            )
-          : from.kind === "file"
-            ? yield* Effect.tryPromise({
-                try: () =>
-                  copy(
-                    from.address,
-                    target,
-                    (bytes) => report(number, bytes, undefined),
-                    () => context.stopRequested()
-                  ),
-                catch: onDisk
-              })
-            : yield* download({
-                url: from.address,
-                headers: from.headers,
-                place: file.place,
-                target: kept,
-                sha256: file.sha256,
-                accessHint: file.source.startsWith("hub:") ? accessHint : "name a file that is open to all",
-                onBytes: (done, total) => report(number, done, total),
-                stopRequested: () => context.stopRequested()
-              }).pipe(Effect.tap(() => Effect.tryPromise({ try: () => linkOrCopy(kept, target), catch: onDisk })))
-      if (fetched === undefined) return yield* new Preempted({ message: `stopped while copying ${file.source}` })
-      if (file.sha256 !== undefined && fetched.sha256 !== file.sha256)
-        return yield* new StageError({
-          failure: "corrupt",
-          message: `${file.place}: wrong sha256\n  expected ${file.sha256}\n  actual   ${fetched.sha256}`,
-          next: "check the file, and correct sha256 if this is the one you want"
-        })
-      if (earlier !== undefined) {
-        report(number, fetched.bytes, fetched.bytes)
-        reused++
-      } else if (from.kind === "http") context.log(`${file.source}: ${fetched.bytes} bytes, sha256 ${fetched.sha256}`)
-      files.push({ path, format: file.format, source: file.source, bytes: fetched.bytes, sha256: fetched.sha256 })
-    }
+    let done = 0
+    const files = yield* Effect.forEach(
+      prepared,
+      (entry, number) =>
+        Effect.gen(function* () {
+          if (context.stopRequested())
+            return yield* new Preempted({
+              message: `stopped after ${done} of ${planned.length} files; downloads are kept`
+            })
+          const listed = yield* bring(context, session, entry, output, (bytes, size) => report(number, bytes, size))
+          done++
+          return listed
+        }),
+      { concurrency: connections }
+    )
 
+    const reused = prepared.filter(({ earlier }) => earlier !== undefined).length
     if (reused > 0) context.log(`${reused} of ${files.length} files are those of an earlier result`)
     const bytes = files.reduce((sum, file) => sum + file.bytes, 0)
     if (bytes === 0)
@@ -232,6 +205,125 @@ export const downloadStage = defineStage({
       catch: fileFailure(listFile)
     })
     context.log(`${files.length} files, ${bytes} bytes`)
-    return { documents: { files: files.length, bytes, left_out: leftOut.map((entry) => ({ ...entry })) } }
+    const bytesOf = sources.map((_, index) =>
+      files.reduce((sum, file, number) => sum + (planned[number]?.index === index ? file.bytes : 0), 0)
+    )
+    const facts = { files: files.length, bytes, left_out: leftOut.map((entry) => ({ ...entry })) }
+    const expected = expectedTokens(sources, bytesOf)
+    return {
+      documents: {
+        ...facts,
+        ...(commits.length === 0 ? {} : { commits: commits.map((entry) => ({ ...entry })) }),
+        ...(expected === undefined ? {} : { expected_tokens: expected })
+      }
+    }
   })
+})
+
+/** A file to bring, and what there is of it. */
+interface Prepared {
+  readonly file: Planned
+  readonly earlier: EarlierFile | undefined
+  /** Where what the web sends is kept in the work folder. */
+  readonly kept: string
+}
+
+const nameOf = ({ from }: Planned): string =>
+  createHash("sha256")
+    .update(from.kind === "http" ? from.key : from.address)
+    .digest("hex")
+    .slice(0, 32)
+
+/** Lists every source; a file that two of them name is taken once. */
+const planAll = Effect.fnUntraced(function* (context: Pick<Context, "params" | "log">, options: PlanOptions) {
+  const { sources } = context.params
+  const planned: Array<Planned> = []
+  const leftOut: Array<LeftOut> = []
+  const commits: Array<{ readonly source: number; readonly commit: string }> = []
+  const known = new Set<string>()
+  for (const [index, source] of sources.entries()) {
+    const place = describe(source, index)
+    const selected = yield* plan(source, index, options)
+    const fresh = selected.taken.filter(({ from }) => !known.has(from.address))
+    for (const { from } of fresh) known.add(from.address)
+    planned.push(...fresh)
+    if (selected.commit !== undefined) {
+      commits.push({ source: index, commit: selected.commit })
+      context.log(`${place}: ${selected.taken.length} files of commit ${selected.commit}`)
+    }
+    if (fresh.length < selected.taken.length)
+      context.log(
+        `${place}: ${selected.taken.length - fresh.length} files are named by an earlier source and taken once`
+      )
+    if (selected.leftOut.length > 0) {
+      const bytes = selected.leftOut.reduce((sum, file) => sum + file.bytes, 0)
+      leftOut.push({ source: index, files: selected.leftOut.length, bytes })
+      context.log(
+        `${place}: max_bytes ${source.max_bytes} takes ${selected.taken.length} files; left out ${selected.leftOut.length} files (${bytes} bytes), from ${selected.leftOut[0]?.source} on`
+      )
+    }
+  }
+  return { planned, leftOut, commits }
+})
+
+/** Fails before anything is fetched when the disk cannot hold what is still to come, as far as sizes are known. */
+const checkRoom = Effect.fnUntraced(function* (work: string, prepared: ReadonlyArray<Prepared>) {
+  const missing = yield* Effect.forEach(prepared, ({ earlier, file, kept }) =>
+    earlier !== undefined
+      ? Effect.succeed(0)
+      : Effect.map(sizeOf(kept), (whole) => Math.max(0, file.bytes - Math.max(whole, heldBytes(`${kept}.part`))))
+  )
+  yield* ensureRoom(
+    work,
+    missing.reduce((sum, bytes) => sum + bytes, 0),
+    `${prepared.length} files`
+  )
+})
+
+/** Brings one file into the output folder: linked from an earlier result, copied, or fetched. */
+const bring = Effect.fnUntraced(function* (
+  context: Pick<Context, "log" | "stopRequested">,
+  session: Session,
+  { earlier, file, kept }: Prepared,
+  output: string,
+  report: (bytes: number, size: number | undefined) => void
+) {
+  const { from } = file
+  const path = `files/${file.index}/${file.name}`
+  const target = join(output, path)
+  const onDisk = fileFailure(file.place)
+  yield* Effect.tryPromise({ try: () => mkdir(dirname(target), { recursive: true }), catch: onDisk })
+  const linked = (source: string) => Effect.tryPromise({ try: () => linkOrCopy(source, target), catch: onDisk })
+  let fetched: { readonly bytes: number; readonly sha256: string } | undefined
+  if (earlier !== undefined) {
+    yield* linked(earlier.file)
+    report(earlier.bytes, earlier.bytes)
+    fetched = earlier
+  } else if (from.kind === "file") {
+    fetched = yield* Effect.tryPromise({
+      try: () =>
+        copy(
+          from.address,
+          target,
+          (bytes) => report(bytes, undefined),
+          () => context.stopRequested()
+        ),
+      catch: onDisk
+    })
+  } else {
+    const { place, sha256 } = file
+    fetched = yield* download(session, { ...from.request, place, sha256, target: kept, onBytes: report })
+    yield* linked(kept)
+    context.log(`${file.source}: ${fetched.bytes} bytes, sha256 ${fetched.sha256}`)
+  }
+  if (fetched === undefined) return yield* new Preempted({ message: `stopped while copying ${file.source}` })
+  if (file.sha256 !== undefined && fetched.sha256 !== file.sha256)
+    return yield* new StageError({
+      failure: "corrupt",
+      message: `${file.place}: wrong sha256\n  expected ${file.sha256}\n  actual   ${fetched.sha256}`,
+      next: "check the file, and correct sha256 if this is the one you want"
+    })
+  const { bytes, sha256 } = fetched
+  const listed: DocumentFile = { path, format: file.format, source: file.source, bytes, sha256 }
+  return listed
 })

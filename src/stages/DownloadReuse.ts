@@ -9,7 +9,7 @@ import { Effect } from "effect"
 import { type DocumentFile, readList } from "../data/Documents.ts"
 import type { Planned } from "../data/DownloadPlan.ts"
 import { sha256OfFile } from "../data/FileDigest.ts"
-import type { Source } from "../data/Sources.ts"
+import { type HubSource, hubSourceOf, type Source } from "../data/Sources.ts"
 import type { Previous } from "../pipeline/StageType.ts"
 
 export interface EarlierFile {
@@ -30,7 +30,13 @@ const samePlace = (before: Source, now: Source): boolean =>
     ? before.path !== undefined
     : now.url !== undefined
       ? before.url === now.url
-      : before.hub === now.hub && (before.type ?? "dataset") === (now.type ?? "dataset")
+      : sameRepository(hubSourceOf(before), hubSourceOf(now))
+
+const sameRepository = (before: HubSource | undefined, now: HubSource | undefined): boolean =>
+  before !== undefined &&
+  now !== undefined &&
+  before.repository.id === now.repository.id &&
+  before.repository.type === now.repository.type
 
 /** A listed file, with the index of the source that brought it: it lies in files/<index>/. */
 const indexOf = ({ path }: DocumentFile): number => Number(/^files\/(\d+)\//u.exec(path)?.[1])
@@ -68,7 +74,7 @@ export const linkOrCopy = (from: string, to: string): Promise<void> => link(from
 
 /**
  * What an unfinished download of another list of sources has in its work folder, whole and partial files, as if it had arrived in this one. A part
- * is copied, because its owner may write to it again; a range request goes on from its end.
+ * is copied, because its owner may write to it again; range requests bring what its journal lacks.
  */
 export const adoptDownloads = (earlierWork: string, work: string): Effect.Effect<void> =>
   Effect.promise(async () => {
@@ -80,9 +86,9 @@ export const adoptDownloads = (earlierWork: string, work: string): Effect.Effect
     for (const name of names.filter((other) => /^[0-9a-f]{32}(?:\.part)?$/u.test(other))) {
       const whole = name.slice(0, 32)
       if (present.has(whole) || present.has(`${whole}.part`)) continue
-      // The note comes first: a part without one starts anew.
-      const bring = name.endsWith(".part") ? copyFile : linkOrCopy
-      await copyFile(join(from, `${name}.json`), join(to, `${name}.json`))
+      // The note or journal comes first: a part has at least what its journal says, and without one starts anew.
+      const [bring, note] = name.endsWith(".part") ? [copyFile, `${name}.journal`] : [linkOrCopy, `${name}.json`]
+      await copyFile(join(from, note), join(to, note))
         .then(() => bring(join(from, name), join(to, name)))
         .catch(() => undefined) // gone meanwhile: it is fetched
     }

@@ -35,21 +35,26 @@ export const serve = (answer: (request: IncomingMessage, response: ServerRespons
     ({ close }) => Effect.sync(close)
   )
 
+/** The range that was asked for, end exclusive; undefined without one. */
+export const askedRange = (request: IncomingMessage, size: number): { start: number; end: number } | undefined => {
+  const match = /^bytes=(\d+)-(\d*)$/u.exec(request.headers.range ?? "")
+  if (match === null) return undefined
+  return { start: Number(match[1]), end: match[2] === "" ? size : Math.min(size, Number(match[2]) + 1) }
+}
+
 /** Answers with `body`, or the range of it that was asked for. */
 export const sendRange = (request: IncomingMessage, response: ServerResponse, body: Buffer, etag?: string): void => {
-  const start = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0)
+  const range = askedRange(request, body.length)
   const fresh = request.headers["if-range"] !== undefined && request.headers["if-range"] !== etag
   if (etag !== undefined) response.setHeader("etag", etag)
-  if (request.headers.range === undefined || fresh) {
+  if (range === undefined || fresh) {
     response.writeHead(200, { "content-length": body.length }).end(body)
-  } else if (start >= body.length) {
+  } else if (range.start >= body.length) {
     response.writeHead(416, { "content-range": `bytes */${body.length}` }).end()
   } else {
+    const { end, start } = range
     response
-      .writeHead(206, {
-        "content-length": body.length - start,
-        "content-range": `bytes ${start}-${body.length - 1}/${body.length}`
-      })
-      .end(body.subarray(start))
+      .writeHead(206, { "content-length": end - start, "content-range": `bytes ${start}-${end - 1}/${body.length}` })
+      .end(body.subarray(start, end))
   }
 }

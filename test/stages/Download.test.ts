@@ -1,11 +1,12 @@
 import { createHash } from "node:crypto"
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs"
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { ConfigProvider, Effect } from "effect"
 import { readList } from "../../src/data/Documents.ts"
 import { downloadStage } from "../../src/stages/Download.ts"
 import { sendRange, serve } from "../data/HttpTestServer.ts"
+import { commit, type HubFixture, serveHub } from "../data/HubTestServer.ts"
 import { filesOf, observeStage, runStage, temporaryFolder } from "./stage-fixture.ts"
 
 const digest = (text: string) => createHash("sha256").update(text).digest("hex")
@@ -132,41 +133,35 @@ describe("download", () => {
 })
 
 describe("download from a hub", () => {
-  const pages = (base: string) => [
-    [
-      { type: "directory", path: "data", size: 0 },
-      { type: "file", path: "data/two.jsonl", size: 12, lfs: { oid: digest('{"text":"2"}'), size: 12 } }
-    ],
-    [
-      { type: "file", path: "data/one.jsonl", size: 12 },
-      { type: "file", path: "README.md", size: 3 },
-      { type: "file", path: `note ${base.length > 0 ? "ü" : ""}.jsonl`, size: 12 }
-    ]
-  ]
-  const hub = serve((request, response) => {
-    const url = new URL(request.url ?? "", "http://hub")
-    if (request.headers.authorization === undefined && url.pathname.includes("private"))
-      return void response.writeHead(401).end()
-    const repository = /^\/api\/(?:datasets|models)\/(owner\/(?:name|private))\/tree\/main$/.exec(url.pathname)
-    if (repository !== null) {
-      const page = url.searchParams.get("cursor") === "2" ? 1 : 0
-      if (page === 0)
-        response.setHeader("link", `<https://elsewhere.example${url.pathname}?recursive=true&cursor=2>; rel="next"`)
-      response.setHeader("content-type", "application/json")
-      return void response.end(JSON.stringify(pages("x")[page]))
-    }
-    const file = /^(?:\/datasets)?\/owner\/(?:name|private)\/resolve\/main\/(.+)\.jsonl$/.exec(url.pathname)
-    if (file === null) return void response.writeHead(404).end()
-    response.end(`{"text":"${file[1]?.endsWith("two") ? 2 : 1}"}`)
-  })
+  const row = (n: number, length: number) => `${JSON.stringify({ text: String(n).repeat(length) })}\n`
+  const files = {
+    "README.md": "a card",
+    "data/one.jsonl": row(1, 5),
+    "data/two.jsonl": row(2, 5000),
+    "note ü.jsonl": row(3, 5)
+  }
   const environment = (values: Record<string, string>) =>
     Effect.provide(ConfigProvider.layer(ConfigProvider.fromUnknown(values)))
-
-  it.live("lists all pages, takes what matches, checks the digests of the listing", () =>
+  const refused = (
+    fixture: Partial<HubFixture>,
+    source: Readonly<Record<string, unknown>>,
+    values: Record<string, string> = {}
+  ) =>
     Effect.gen(function* () {
-      const server = yield* hub
-      const params = { sources: [{ hub: "owner/name", include: ["data/*.jsonl", "*.jsonl"] }], endpoint: server.base }
-      const { outputs } = yield* runStage(downloadStage, { params }).pipe(environment({}))
+      const { base: endpoint } = yield* serveHub({ files, ...fixture })
+      const params = { sources: [{ hub: "owner/name", include: "*", ...source }], endpoint }
+      const error = yield* Effect.flip(runStage(downloadStage, { params }).pipe(environment(values)))
+      return error._tag === "StageError" ? [error.failure, error.message, error.next] : [error._tag, error.message, ""]
+    })
+
+  it.live("lists all pages at one commit, takes what matches, from wherever the hub sends it", () =>
+    Effect.gen(function* () {
+      const server = yield* serveHub({ files })
+      const params = {
+        sources: [{ hub: "hf:owner/name@main", include: ["data/*.jsonl", "*.jsonl"] }],
+        endpoint: server.base
+      }
+      const { logs, outputs } = yield* runStage(downloadStage, { params }).pipe(environment({}))
       assert.deepStrictEqual(
         (yield* readList(outputs.documents)).map(({ path, source }) => [path, source]),
         [
@@ -175,36 +170,146 @@ describe("download from a hub", () => {
           ["files/0/note ü.jsonl", "hub:owner/name@main/note ü.jsonl"]
         ]
       )
+      assert.strictEqual(
+        readFileSync(join(outputs.documents.folder, "files/0/data/two.jsonl"), "utf8"),
+        files["data/two.jsonl"]
+      )
+      assert.deepInclude(outputs.documents.facts, { commits: [{ source: 0, commit }] })
+      assert.include(logs.join("\n"), `3 files of commit ${commit}`)
       assert.isTrue(server.asked.every(({ headers }) => headers.authorization === undefined))
+      assert.strictEqual(server.store.length, 1)
     })
   )
 
-  it.live(
-    "models live at the root; the endpoint may come from the environment; the token goes along and stays out of sight",
-    () =>
-      Effect.gen(function* () {
-        const server = yield* hub
-        const params = { sources: [{ hub: "owner/private", type: "model", include: "data/*" }] }
-        const { outputs, logs } = yield* runStage(downloadStage, { params }).pipe(
-          environment({ HF_ENDPOINT: `${server.base}/`, HF_TOKEN: "hf_hidden" })
-        )
-        assert.isTrue(server.asked.every(({ headers }) => headers.authorization === "Bearer hf_hidden"))
-        assert.include(server.asked.map(({ url }) => url).join(" "), " /owner/private/resolve/main/data/one.jsonl")
-        assert.notInclude(JSON.stringify([logs, outputs.documents, yield* readList(outputs.documents)]), "hidden")
-      })
+  it.live("models live at the root, and their revisions may have slashes; exclude leaves out", () =>
+    Effect.gen(function* () {
+      const server = yield* serveHub({ files })
+      const params = {
+        sources: [{ hub: "owner/name@refs/pr/3", type: "model", include: "**", exclude: ["*.md", "data/t*"] }],
+        endpoint: server.base
+      }
+      const { outputs } = yield* runStage(downloadStage, { params }).pipe(environment({}))
+      assert.deepStrictEqual(
+        (yield* readList(outputs.documents)).map(({ path }) => path),
+        ["files/0/data/one.jsonl", "files/0/note ü.jsonl"]
+      )
+      assert.include(
+        server.asked.map(({ url }) => url).join(" "),
+        `/api/models/owner/name/revision/refs%2Fpr%2F3 /api/models/owner/name/tree/${commit}`
+      )
+      assert.include(server.asked.map(({ url }) => url).join(" "), ` /owner/name/resolve/${commit}/data/one.jsonl`)
+    })
   )
 
-  it.live("no access, no repository and no match say so", () =>
+  it.live("the token goes to the hub, not to the host it sends to, and into nothing that is kept or shown", () =>
     Effect.gen(function* () {
-      const { base } = yield* hub
-      const tried = (hub: string, files: string) =>
-        failing([{ hub, include: files }], "/", { endpoint: base }).pipe(environment({}))
-      assert.deepStrictEqual(yield* tried("owner/private", "*"), [
+      const server = yield* serveHub({ files, private: true, gated: true })
+      const params = { sources: [{ hub: "owner/name", include: "data/*" }], token: "MY_TOKEN" }
+      const { logs, outputs, work } = yield* runStage(downloadStage, { params }).pipe(
+        environment({ HF_ENDPOINT: `${server.base}/`, MY_TOKEN: "let-me-in", HF_TOKEN: "expired" })
+      )
+      assert.isTrue(server.asked.every(({ headers }) => headers.authorization === "Bearer let-me-in"))
+      assert.isTrue(server.store.length > 0)
+      assert.isTrue(server.store.every(({ headers }) => headers.authorization === undefined))
+      const kept = readdirSync(join(work, "downloads"))
+        .filter((name) => name.endsWith(".json"))
+        .map((name) => readFileSync(join(work, "downloads", name), "utf8"))
+      const shown = JSON.stringify([logs, kept, outputs.documents, yield* readList(outputs.documents)])
+      assert.notInclude(shown, "let-me-in")
+      assert.notInclude(shown, "signature")
+    })
+  )
+
+  it.live("what is refused says why and what helps: 401, an expired token, 403, 404", () =>
+    Effect.gen(function* () {
+      assert.deepStrictEqual((yield* refused({ private: true }, {})).slice(0, 2), [
         "invalid-input",
-        "sources[0] (hub: owner/private): the server answers 401 (no access)"
+        "sources[0] (hub: owner/name): the server answers 401 (no access)"
       ])
-      assert.include((yield* tried("owner/none", "*"))[1], "404")
-      assert.include((yield* tried("owner/name", "*.rs"))[1], "no file matches *.rs among 5 entries")
+      const [failure, message, next] = yield* refused({ private: true }, {}, { HF_TOKEN: "expired" })
+      assert.deepStrictEqual(
+        [failure, message],
+        [
+          "invalid-input",
+          "sources[0] (hub: owner/name): the server answers 401 (no access: Invalid credentials in Authorization header)"
+        ]
+      )
+      assert.match(next ?? "", /^the token has expired or was revoked: make a new one at .*settings\/tokens/u)
+      const gated = yield* refused({ gated: true }, {}, { HF_TOKEN: "stranger" })
+      assert.match(gated[1] ?? "", /403 \(no access: Access to dataset owner\/name is restricted\)/u)
+      assert.match(gated[2] ?? "", /^accept the terms at http:.*\/datasets\/owner\/name with the account/u)
+      const revision = yield* refused({}, { revision: "v9" })
+      assert.match(revision[1] ?? "", /404 \(owner\/name has no revision v9\)/u)
+      const nobody = yield* refused({}, { hub: "owner/none" })
+      assert.match(nobody[1] ?? "", /404 \(no dataset owner\/none, or not for this account\)/u)
+    })
+  )
+
+  it.live("an include that matches nothing names files that there are", () =>
+    Effect.gen(function* () {
+      const [failure, message, next] = yield* refused({}, { include: "*.rs" })
+      assert.deepStrictEqual(
+        [failure, message, next],
+        [
+          "invalid-input",
+          "sources[0] (hub: owner/name): no file matches *.rs among 5 entries",
+          "the repository has, for example: README.md, data/one.jsonl, data/two.jsonl, note ü.jsonl"
+        ]
+      )
+    })
+  )
+
+  it.live("waits when the hub asks for it, and asks anew when a signed address has run out", () =>
+    Effect.gen(function* () {
+      const server = yield* serveHub({ files, busy: 1, expired: 1 })
+      const params = { sources: [{ hub: "owner/name", include: "data/two.jsonl" }], endpoint: server.base }
+      const begun = performance.now()
+      yield* runStage(downloadStage, { params }).pipe(environment({}))
+      assert.isAtLeast(performance.now() - begun, 950)
+      assert.strictEqual(server.asked.filter(({ url }) => url.includes("/resolve/")).length, 2)
+    })
+  )
+
+  it.live("a mirror that serves the pointers instead of the files is told, and so is one with other bytes", () =>
+    Effect.gen(function* () {
+      const [failure, message, next] = yield* refused({ pointers: true }, { include: "data/two.jsonl" })
+      assert.strictEqual(failure, "corrupt")
+      assert.match(message ?? "", /another file than the one that was listed: 1\d\d bytes rather than 5012 bytes/u)
+      assert.include(next, "a Git LFS pointer")
+      const other = yield* refused({}, { include: "data/one.jsonl", sha256: "0".repeat(64) })
+      assert.strictEqual(other[0], "corrupt")
+    })
+  )
+
+  it.live("a disk that is too small is told before anything is fetched", () =>
+    Effect.gen(function* () {
+      const asked: Array<string> = []
+      const server = yield* serve((request, response) => {
+        asked.push(request.url ?? "")
+        response.end(
+          request.url?.includes("/revision/") === true
+            ? JSON.stringify({ sha: commit })
+            : JSON.stringify([1, 2].map((n) => ({ type: "file", path: `${n}.jsonl`, size: 4e15, oid: "0".repeat(40) })))
+        )
+      })
+      const [failure, message] = yield* failing([{ hub: "owner/name", include: "*" }], "/", {
+        endpoint: server.base
+      }).pipe(environment({}))
+      assert.strictEqual(failure, "disk-full")
+      assert.match(message, /^2 files: 8000000000000000 bytes are to come, and the disk has \d+ free$/u)
+      assert.strictEqual(asked.length, 2)
+    })
+  )
+
+  it.live("a later attempt goes on with whole files and parts, also when the branch has moved", () =>
+    Effect.gen(function* () {
+      const server = yield* serveHub({ files })
+      const params = { sources: [{ hub: "owner/name", include: "data/*" }], endpoint: server.base }
+      const first = yield* runStage(downloadStage, { params }).pipe(environment({}))
+      const asked = server.store.length
+      const again = yield* runStage(downloadStage, { params, work: first.work }).pipe(environment({}))
+      assert.strictEqual(server.store.length, asked)
+      assert.strictEqual(again.outputs.documents.digest, first.outputs.documents.digest)
     })
   )
 })

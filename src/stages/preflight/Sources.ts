@@ -35,7 +35,8 @@ export const access: Rule = {
                 stage: stage.name,
                 endpoint: params.endpoint,
                 repository: hub.repository,
-                withheld: named.has("HF_TOKEN") && !stage.secrets.includes("HF_TOKEN")
+                token: params.token,
+                withheld: named.has(params.token) && !stage.secrets.includes(params.token)
               }
             ]
       })
@@ -52,6 +53,7 @@ export const access: Rule = {
 interface Question {
   readonly endpoint: string | null
   readonly repository: Hub.Repository
+  readonly token: string
   /** The token is a secret of other stages, so that this one does not get it. */
   readonly withheld: boolean
 }
@@ -69,9 +71,9 @@ const About = Schema.Struct({
 /** A hub that takes longer is as good as not there. */
 const patience = "10 seconds"
 
-const ask = Effect.fnUntraced(function* ({ endpoint, repository, withheld }: Question) {
+const ask = Effect.fnUntraced(function* ({ endpoint, repository, token, withheld }: Question) {
   const { id, revision, type } = repository
-  const found = yield* Effect.result(Hub.access(endpoint))
+  const found = yield* Effect.result(Hub.access(endpoint, token))
   if (Result.isFailure(found)) return missing(found.failure.message, found.failure.next)
   const access = found.success
   const headers = withheld ? {} : access.headers
@@ -85,8 +87,8 @@ const ask = Effect.fnUntraced(function* ({ endpoint, repository, withheld }: Que
     )
   const { body, status } = about.success
   const tokenStep = withheld
-    ? 'HF_TOKEN is named as a secret of other stages only: add it to "secrets" of this one'
-    : Hub.accessHint
+    ? `${token} is named as a secret of other stages only: add it to "secrets" of this one`
+    : Hub.accessHint(token)
   if (status === 401 || status === 403 || (status === 404 && !hasToken))
     return missing(
       `${id} at ${revision} is not there, or not open to ${hasToken ? "this token's account" : "everybody"} (the hub answers ${status})`,
@@ -105,7 +107,7 @@ const ask = Effect.fnUntraced(function* ({ endpoint, repository, withheld }: Que
     if (!hasToken) return missing(`${id} is gated: it wants an account that has accepted its terms`, tokenStep)
     const allowed = yield* Effect.result(get(`${api}/auth-check`, headers))
     if (Result.isSuccess(allowed) && (allowed.success.status === 401 || allowed.success.status === 403))
-      return missing(`${id} is gated, and HF_TOKEN's account has not been let in`, tokenStep)
+      return missing(`${id} is gated, and ${token}'s account has not been let in`, tokenStep)
   }
   return licence === ""
     ? warning(`${id} can be read; it declares no licence`, "read its card before you publish what is made of it")

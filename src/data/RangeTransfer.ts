@@ -1,0 +1,391 @@
+/**
+ * The bytes of one file, from a server that may not do what it says, into a part file: gaps are fetched by several range requests at once (RFC 9110,
+ * 14), each answer is held against what was asked and against what is known of the file, and what arrived is noted in the journal.
+ *
+ * What is believed: bytes under a Content-Range that starts where it was asked to, within a file of the known size and validator; a 200 is the file
+ * from its start. Any other answer is a fault: it is thrown away unread, and asked for again. A file counts as changed once three answers in a row
+ * say the same other thing, because a single one may be wrong.
+ */
+import { createHash } from "node:crypto"
+import type { FileHandle } from "node:fs/promises"
+import { crc32 } from "node:zlib"
+import { Data, Deferred, Effect, Stream } from "effect"
+import { Preempted, type StageError } from "../pipeline/StageType.ts"
+import { fileFailure } from "./FileFailure.ts"
+import { contentDigest, contentLength, contentRange, identify, sizeOfUnsatisfied, validatorOf } from "./HttpIdentity.ts"
+import {
+  type Answer,
+  type Ask,
+  ask,
+  connectionFault,
+  patiently,
+  seconds,
+  type Session,
+  Transient
+} from "./HttpTransport.ts"
+import { type Gap, type Identity, type Piece, RangeJournal } from "./RangeJournal.ts"
+
+/** One range request asks for this much: few enough requests for a hub's limits, small enough to share a file among connections. */
+const segment = 1 << 24
+const smallestPiece = 1 << 16
+const largestPiece = 1 << 20
+/** Answers in a row that say the same other thing of the file before it counts as changed, or as one that comes whole only. */
+const believed = 3
+
+/** The server has another file now than the one that the pieces are of. */
+export class Changed extends Data.TaggedError("Changed")<{ readonly what: string }> {}
+
+/** The server has no ranges. */
+export class WholeOnly extends Data.TaggedError("WholeOnly")<{ readonly reason: string }> {}
+
+/** A file on its way: one for each part file. */
+export interface Transfer {
+  readonly session: Session
+  readonly ask: Ask
+  readonly part: string
+  readonly file: FileHandle
+  /** What stays the same where addresses change. */
+  readonly key: string
+  readonly md5Etag: boolean
+  /** A digest or a commit says what the file is: validators of the servers that hold copies need not agree. */
+  readonly pinned: boolean
+  /** Called once the size is known, before bytes come. */
+  readonly ensureRoom: (bytes: number) => Effect.Effect<void, StageError>
+  readonly onBytes: (done: number, total: number | undefined) => void
+  journal: RangeJournal | undefined
+  /** Where redirects led last. */
+  direct: string | undefined
+  /** How often in a row answers said this. */
+  said: { readonly what: string; readonly times: number } | undefined
+  /** The server has no ranges. */
+  wholeOnly: boolean
+}
+
+/** Bytes after which what a connection brought is noted: small, so that a kill loses little; more for large files, whose journal stays small. */
+const pieceBytes = (size: number): number =>
+  Math.max(smallestPiece, Math.min(largestPiece, 2 ** Math.ceil(Math.log2(Math.max(1, size / 4096)))))
+
+const split = ({ end, start }: Gap): ReadonlyArray<Gap> =>
+  Array.from({ length: Math.ceil((end - start) / segment) }, (_, index) => ({
+    start: start + index * segment,
+    end: Math.min(end, start + (index + 1) * segment)
+  }))
+
+/** Fetches all that is missing. Fails as Changed, or as WholeOnly when the server turns out to have no ranges. */
+export const fetchGaps = Effect.fn("RangeTransfer.fetchGaps")(function* (transfer: Transfer) {
+  const queue = [...(transfer.journal?.gaps ?? [{ start: 0, end: segment }])].flatMap(split)
+  const first = queue.shift()
+  if (first === undefined) return
+  // The others wait until an answer shows that there are ranges.
+  const opened = yield* Deferred.make<void>()
+  const open = (size: number | undefined) => {
+    if (size !== undefined) queue.push(...split({ start: segment, end: size }))
+    return Deferred.succeed(opened, undefined)
+  }
+  const follower = Effect.gen(function* () {
+    yield* Deferred.await(opened)
+    for (let gap = queue.shift(); gap !== undefined; gap = queue.shift())
+      yield* fetchGap(
+        transfer,
+        gap,
+        () => Effect.void,
+        () => gap.end
+      )
+  })
+  const takeAll = (size: number): number => {
+    queue.length = 0
+    return size
+  }
+  const leader = Effect.andThen(
+    Effect.ensuring(fetchGap(transfer, first, open, takeAll), Deferred.succeed(opened, undefined)),
+    follower
+  )
+  const followers = Array.from({ length: transfer.session.connections - 1 }, () => follower)
+  yield* Effect.all([leader, ...followers], { concurrency: "unbounded", discard: true })
+})
+
+/** `opened` is told the size when the first good answer to a range request told it; `takeAll` that one answer brings the file. */
+const fetchGap = (
+  transfer: Transfer,
+  gap: Gap,
+  opened: (size: number | undefined) => Effect.Effect<unknown>,
+  takeAll: (size: number) => number
+) => {
+  const { session } = transfer
+  let alone = gap.start === 0
+  let at = gap.start
+  let { end } = gap
+  const attempt = Effect.gen(function* () {
+    if (at >= end) return
+    const validator = transfer.pinned ? null : (transfer.journal?.identity.validator ?? null)
+    const answer = yield* askFor(transfer, {
+      range: `bytes=${at}-${end - 1}`,
+      "want-content-digest": "sha-256=1",
+      ...(validator === null ? {} : { "if-range": validator })
+    })
+    const known = transfer.journal !== undefined
+    const extent = yield* judge(transfer, answer, at, end)
+    const journal = yield* begin(transfer, answer, extent.total)
+    if (!extent.whole) {
+      alone = false
+      yield* opened(known ? undefined : extent.total)
+    }
+    // Where nothing else has come yet, all of a whole file is taken.
+    end = extent.whole && alone && journal.held === 0 ? takeAll(extent.total) : Math.min(end, extent.total)
+    const part = { start: at, end: Math.min(extent.end, end) }
+    yield* receive(transfer, journal, answer, part, (position) => (at = position))
+    if (at < end) return yield* new Transient({ reason: `the answer ends at byte ${at} of ${end}`, progress: true })
+  })
+  return patiently(session, transfer.ask.place, () => transfer.direct ?? transfer.ask.url, attempt)
+}
+
+/** The address that redirects led to is asked as long as it answers; then again the one that was given. */
+const askFor = (transfer: Transfer, headers: Readonly<Record<string, string>>) => {
+  const { direct } = transfer
+  const { ask: request, session } = transfer
+  if (direct === undefined) return ask(session, { ...request, headers })
+  return ask(session, { ...request, url: direct, home: request.url, headers }).pipe(
+    Effect.catchIf(
+      (error) => error._tag === "StageError",
+      (error) => {
+        transfer.direct = undefined
+        return Effect.fail(new Transient({ reason: error.message.replace(`${request.place}: `, "") }))
+      }
+    )
+  )
+}
+
+/**
+ * The file in one answer, from its start, for servers without ranges. What arrived before a break is of no use to them, because nothing tells that the
+ * next answer is of the same file.
+ */
+export const fetchWhole = Effect.fn("RangeTransfer.fetchWhole")(function* (transfer: Transfer) {
+  const { journal: earlier, session } = transfer
+  const attempt = Effect.gen(function* () {
+    const answer = yield* askFor(transfer, {})
+    if (answer.response.status !== 200)
+      return yield* new Transient({
+        reason: `the server answers ${answer.response.status} where the whole file was asked for`
+      })
+    const size = contentLength(answer.headers)
+    if (transfer.pinned && earlier !== undefined && size !== undefined && size !== earlier.identity.size)
+      return yield* other(transfer, `${size} bytes`)
+    yield* transfer.ensureRoom(size ?? 0)
+    const told = identify(answer, { key: transfer.key, size: size ?? 0, md5Etag: transfer.md5Etag })
+    const identity = transfer.pinned && earlier !== undefined ? { ...earlier.identity, size: told.size } : told
+    const journal = yield* create(transfer, identity)
+    const pieces = yield* receive(transfer, journal, answer, { start: 0, end: size ?? Infinity }, () => {})
+    if (size !== undefined) return
+    const whole = yield* create(transfer, { ...identity, size: journal.held })
+    for (const piece of pieces) whole.add(piece)
+  })
+  return yield* patiently(session, transfer.ask.place, () => transfer.direct ?? transfer.ask.url, attempt)
+})
+
+/** The bytes of a gap once more, to compare with what is there. */
+export const fetchAgain = (transfer: Transfer, gap: Gap) => {
+  const attempt = Effect.gen(function* () {
+    const answer = yield* askFor(transfer, { range: `bytes=${gap.start}-${gap.end - 1}` })
+    const extent = yield* judge(transfer, answer, gap.start, gap.end)
+    if (extent.end < gap.end)
+      return yield* new Transient({ reason: `the answer ends at byte ${extent.end} of ${gap.end}` })
+    const bytes = Buffer.allocUnsafe(gap.end - gap.start)
+    let filled = 0
+    yield* answer.response.stream.pipe(
+      Stream.timeoutOrElse({
+        duration: transfer.session.patience.stall,
+        orElse: () => Stream.fail(new Transient({ reason: `no byte for ${seconds(transfer.session.patience.stall)}` }))
+      }),
+      Stream.runForEachWhile((chunk) =>
+        Effect.sync(() => {
+          bytes.set(chunk.subarray(0, bytes.length - filled), filled)
+          filled = Math.min(bytes.length, filled + chunk.length)
+          return filled < bytes.length
+        })
+      ),
+      Effect.mapError((error) =>
+        error instanceof Transient
+          ? error
+          : new Transient({ reason: `the connection broke: ${connectionFault(error)}` })
+      )
+    )
+    if (filled < bytes.length) return yield* new Transient({ reason: "the answer is cut off" })
+    return bytes
+  })
+  return patiently(transfer.session, transfer.ask.place, () => transfer.direct ?? transfer.ask.url, attempt)
+}
+
+interface Extent {
+  /** Exclusive; of the file, not of the body. */
+  readonly end: number
+  readonly total: number
+  /** The body is the whole file. */
+  readonly whole: boolean
+}
+
+/** Says what part of the file this answer's body is, if it can be believed. */
+const judge = Effect.fnUntraced(function* (transfer: Transfer, answer: Answer, at: number, end: number) {
+  const { headers, response } = answer
+  const identity = transfer.journal?.identity
+  if (response.status === 416) {
+    const size = sizeOfUnsatisfied(headers)
+    if (identity === undefined && size === 0) return yield* accept(transfer, answer, { end: 0, total: 0, whole: true })
+    if (size === undefined || identity === undefined || size === identity.size)
+      return yield* new Transient({ reason: `the server refuses a range of its own file (416)` })
+    return yield* other(transfer, `${size} bytes`)
+  }
+  const strange = foreign(transfer, answer)
+  if (strange !== undefined) return yield* other(transfer, strange)
+  if (response.status === 206) {
+    const range = contentRange(headers)
+    if (range === undefined) return yield* whole(transfer, "a range whose place it does not tell")
+    const length = contentLength(headers)
+    if (range.start !== at || (length !== undefined && length !== range.end - range.start))
+      return yield* new Transient({
+        reason: `the server sends other bytes than those asked for: ${headers["content-range"]} for ${at}-${end - 1}${length === undefined ? "" : `, ${length} bytes long`}`
+      })
+    return yield* accept(transfer, answer, { end: range.end, total: range.total, whole: false })
+  }
+  const length = contentLength(headers)
+  if (at > 0 || length === undefined) return yield* whole(transfer, "the whole file where a part was asked for")
+  transfer.session.log(
+    `${transfer.ask.place}: the server sends the whole file where a part was asked for: one connection`
+  )
+  return yield* accept(transfer, answer, { end: length, total: length, whole: true })
+})
+
+const accept = (transfer: Transfer, answer: Answer, extent: Extent) => {
+  transfer.said = undefined
+  if (answer.url !== transfer.ask.url) transfer.direct = answer.url
+  return Effect.succeed(extent)
+}
+
+/** What contradicts the file that the pieces are of; undefined where nothing does. */
+const foreign = (transfer: Transfer, { headers, origin, response }: Answer): string | undefined => {
+  const identity = transfer.journal?.identity
+  if (identity === undefined) return undefined
+  const range = contentRange(headers)
+  const size = response.status === 206 ? range?.total : contentLength(headers)
+  if (size !== undefined && size !== identity.size) return `${size} bytes`
+  const linked = identify({ headers, origin }, { key: "", size: 0, md5Etag: false })
+  if (identity.sha256 !== null && linked.sha256 !== null && linked.sha256 !== identity.sha256)
+    return `sha256 ${linked.sha256}`
+  const validator = validatorOf(headers)
+  if (!transfer.pinned && identity.validator !== null && validator !== null && validator !== identity.validator)
+    return `validator ${validator}`
+  return undefined
+}
+
+const repeated = (transfer: Transfer, what: string): boolean => {
+  const times = transfer.said?.what === what ? transfer.said.times + 1 : 1
+  transfer.said = { what, times }
+  return times >= believed
+}
+
+const other = (transfer: Transfer, what: string): Effect.Effect<never, Changed | Transient> =>
+  repeated(transfer, what)
+    ? Effect.fail(new Changed({ what }))
+    : Effect.fail(new Transient({ reason: `the server speaks of another file: ${what}` }))
+
+const whole = (transfer: Transfer, reason: string): Effect.Effect<never, WholeOnly | Transient> =>
+  repeated(transfer, reason)
+    ? Effect.fail(new WholeOnly({ reason: `the server sends ${reason}` }))
+    : Effect.fail(new Transient({ reason: `the server sends ${reason}` }))
+
+/** The journal; made when an answer first tells the size. */
+const begin = Effect.fnUntraced(function* (transfer: Transfer, answer: Answer, size: number) {
+  if (transfer.journal !== undefined) return transfer.journal
+  yield* transfer.ensureRoom(size)
+  const identity = identify(answer, { key: transfer.key, size, md5Etag: transfer.md5Etag })
+  return yield* create(transfer, identity)
+})
+
+/** A new journal, in the place of any that is there. */
+export const create = (transfer: Transfer, identity: Identity) =>
+  Effect.try({
+    try: () => {
+      transfer.journal?.close()
+      return (transfer.journal = RangeJournal.create(transfer.part, identity))
+    },
+    catch: fileFailure(transfer.ask.place)
+  })
+
+/**
+ * Writes the body to its place in the file, piece by piece; `reached` is told how far what is noted goes. A gap without end takes what comes: a body
+ * whose length nobody told.
+ */
+const receive = (
+  transfer: Transfer,
+  journal: RangeJournal,
+  answer: Answer,
+  gap: Gap,
+  reached: (position: number) => void
+) => {
+  const { ask: request, file, session } = transfer
+  const response = journal.nextResponse()
+  const size = pieceBytes(journal.identity.size)
+  const expected = contentDigest(answer.headers)
+  const hash = expected === null ? undefined : createHash("sha256")
+  const pieces: Array<Piece> = []
+  let piece = { offset: gap.start, crc: 0 }
+  let position = gap.start
+  let surplus = 0
+  const note = (): void => {
+    if (position === piece.offset) return
+    const noted = { offset: piece.offset, length: position - piece.offset, crc: piece.crc, response }
+    journal.add(noted)
+    pieces.push(noted)
+    piece = { offset: position, crc: 0 }
+    reached(position)
+    transfer.onBytes(journal.held, gap.end === Infinity ? undefined : journal.identity.size)
+  }
+  const take = Effect.fnUntraced(function* (chunk: Uint8Array) {
+    if (session.stopRequested())
+      return yield* new Preempted({ message: `${request.place}: stopped at ${journal.held} bytes, which are kept` })
+    const bytes = chunk.subarray(0, gap.end - position)
+    surplus += chunk.length - bytes.length
+    hash?.update(bytes)
+    yield* Effect.tryPromise({
+      try: () => writeAll(file, bytes, position),
+      catch: fileFailure(`${request.place}: ${transfer.part}`)
+    })
+    piece.crc = crc32(bytes, piece.crc)
+    position += bytes.length
+    if (position - piece.offset >= size || position === gap.end) note()
+    return position < gap.end
+  })
+  const fault = (reason: string): Transient => {
+    journal.fault(response)
+    return new Transient({ reason, progress: position > gap.start })
+  }
+  return answer.response.stream.pipe(
+    Stream.mapError((error) => ({ _tag: "Broken" as const, reason: connectionFault(error) })),
+    Stream.timeoutOrElse({
+      duration: session.patience.stall,
+      orElse: () => Stream.fail({ _tag: "Broken" as const, reason: `no byte for ${seconds(session.patience.stall)}` })
+    }),
+    Stream.runForEachWhile(take),
+    Effect.ensuring(Effect.sync(note)),
+    Effect.catchIf(
+      (error) => error._tag === "Broken",
+      ({ reason }) => Effect.suspend(() => Effect.fail(fault(`the connection broke at byte ${position}: ${reason}`)))
+    ),
+    Effect.flatMap(() =>
+      Effect.suspend(() => {
+        if (position < gap.end && gap.end !== Infinity)
+          return Effect.fail(fault(`the answer is cut off at byte ${position} of ${gap.end}`))
+        if (surplus > 0) journal.fault(response)
+        if (hash === undefined || hash.digest("hex") === expected) return Effect.succeed(pieces)
+        for (const each of pieces) journal.drop(each)
+        reached(gap.start)
+        return Effect.fail(new Transient({ reason: "bytes were damaged on the way: their Content-Digest is another" }))
+      })
+    )
+  )
+}
+
+/** FileHandle.write may write less than it was given. */
+const writeAll = async (file: FileHandle, bytes: Uint8Array, position: number): Promise<void> => {
+  for (let written = 0; written < bytes.length;)
+    written += (await file.write(bytes, written, bytes.length - written, position + written)).bytesWritten
+}
