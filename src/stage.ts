@@ -2,7 +2,7 @@
 export { writeFileAtomic, writeJsonAtomic } from "./artifacts/DurableFile.ts"
 export { countIn } from "./artifacts/Artifact.ts"
 export type { ArtifactHandle, ArtifactType, Facts } from "./artifacts/Artifact.ts"
-export { defineStage, parameter, Preempted, StageError } from "./pipeline/StageType.ts"
+export { defineStage, parameter, Preempted, ShareDone, StageError } from "./pipeline/StageType.ts"
 export type {
   AnyStageType,
   Change,

@@ -38,6 +38,8 @@ const finishedLine = (event: RunEvent & { readonly _tag: "StageFinished" }): str
       return undefined
     case "done":
       return `+ ${event.stage}: done in ${Format.duration(event.seconds)}`
+    case "partial":
+      return `+ ${event.stage}: this share is done in ${Format.duration(event.seconds)}${event.message === undefined ? "" : `; ${event.message}`}`
     case "failed":
       return `x ${event.stage}: failed after ${Format.duration(event.seconds)}${event.next === undefined ? "" : `\n  Next: ${event.next}`}`
     case "skipped":

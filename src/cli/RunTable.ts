@@ -21,6 +21,7 @@ const time = (stage: StageSummary): string =>
   stage.outcome === "cached" || stage.outcome === "skipped" ? "" : Format.duration(stage.seconds)
 
 const headline = (stage: StageSummary, pipeline: ResolvedPipeline): string => {
+  if (stage.note !== undefined) return stage.note
   if (stage.failure !== undefined) return stage.failure.message.split("\n")[0] ?? ""
   const type = pipeline.stages.find(({ name }) => name === stage.stage)?.type
   const facts = Object.fromEntries(Object.entries(stage.outputs).map(([port, artifact]) => [port, artifact.facts]))
@@ -47,6 +48,8 @@ const next = (summary: RunSummary, pipeline: ResolvedPipeline): ReadonlyArray<st
     const failed = summary.stages.find((stage) => stage.failure !== undefined)
     return [`Next: ${failed?.failure?.next ?? "see the messages above"}; then ${again}: what is complete is kept`]
   }
+  if (summary.status === "partial")
+    return ["Next: the other shares; the last of them makes the result, and so does a run without --shard"]
   const chattable = summary.stages.some((stage) =>
     Object.values(stage.outputs).some((artifact) => artifact.type === "GgufModel" && artifact.facts["chat"] !== null)
   )

@@ -11,6 +11,8 @@ const batchBytes = 2 ** 20
 export type Entry = (PassedItem | (Omit<DocumentItem, "bytes"> & { readonly length: number })) & {
   /** Bytes of the files that were read to get this far. */
   readonly done: number
+  /** The number of its file. */
+  readonly file: number
 }
 
 export interface Encoded {
@@ -54,11 +56,11 @@ export class BatchEncoder {
   }
 
   /** Copies the documents; true: the batch is full. */
-  add({ done, items }: ItemBatch): boolean {
+  add({ done, file, items }: ItemBatch): boolean {
     const now = this.#now
     for (const item of items) {
       if (item.kind === "passed") {
-        now.entries.push({ ...item, done })
+        now.entries.push({ ...item, done, file })
         continue
       }
       const { bytes, ...entry } = item
@@ -71,7 +73,7 @@ export class BatchEncoder {
       now.text.set(bytes, now.filled)
       now.filled = end
       now.offsets.push(end)
-      now.entries.push({ ...entry, done, length: bytes.length })
+      now.entries.push({ ...entry, done, file, length: bytes.length })
       now.documents.push(item)
     }
     return now.filled >= batchBytes || now.entries.length >= 2 ** 16

@@ -69,10 +69,15 @@ export interface PassedItem {
 
 export type Item = DocumentItem | PassedItem
 
-export interface ItemBatch {
+interface FileBatch {
   readonly items: ReadonlyArray<Item>
-  /** Bytes of the files that were read to get this far. */
+  /** Bytes that were read to get this far: here of one file, in an ItemBatch of all. */
   readonly done: number
+}
+
+/** Items of one file, by its number. */
+export interface ItemBatch extends FileBatch {
+  readonly file: number
 }
 
 export interface ReaderOptions {
@@ -222,7 +227,7 @@ async function* longText(
   file: LocatedFile,
   number: number,
   partsRead: number
-): AsyncGenerator<ItemBatch> {
+): AsyncGenerator<FileBatch> {
   const { filter, firstInvalidUtf8, invalidUtf8, native } = sieve.options
   const next: Cursor = { file: number + 1, offset: 0, row: 1, part: 0 }
   let characters = 0
@@ -289,7 +294,7 @@ async function* readText(
   file: LocatedFile,
   number: number,
   partsRead: number
-): AsyncGenerator<ItemBatch> {
+): AsyncGenerator<FileBatch> {
   const parts = partsOfStream(readPieces(file.file))
   const first = await parts.next()
   if (first.done === true) return
@@ -334,7 +339,7 @@ const rowsOf = (sieve: Sieve, file: LocatedFile, from: Cursor): AsyncGenerator<R
   }
 }
 
-async function* readFile(sieve: Sieve, file: LocatedFile, from: Cursor): AsyncGenerator<ItemBatch> {
+async function* readFile(sieve: Sieve, file: LocatedFile, from: Cursor): AsyncGenerator<FileBatch> {
   const { file: number } = from
   if (file.format === "text") {
     if (sieve.filterFields.length > 0)
@@ -359,26 +364,31 @@ async function* readFile(sieve: Sieve, file: LocatedFile, from: Cursor): AsyncGe
 }
 
 /**
- * Documents of `files` from a cursor on, in order. Fails with a StageError: invalid-input for rows and bytes that the policies refuse, corrupt for files
+ * Documents of `files` from a cursor on, in order, of those files alone that are wanted. Fails with a StageError: invalid-input for rows and bytes that the policies refuse, corrupt for files
  * that are cut off or damaged; or with an error of the file system.
  */
 export async function* readDocuments(
   files: ReadonlyArray<LocatedFile>,
   options: ReaderOptions,
-  from: Cursor
+  from: Cursor,
+  wanted: (file: number) => boolean = () => true
 ): AsyncGenerator<ItemBatch> {
   const sieve = new Sieve(options)
-  let before = files.slice(0, from.file).reduce((sum, { bytes }) => sum + bytes, 0)
+  let before = files.slice(0, from.file).reduce((sum, { bytes }, file) => sum + (wanted(file) ? bytes : 0), 0)
   let cursor = from
   while (cursor.file < files.length) {
     const file = files[cursor.file]
     if (file === undefined) return
     const next: Cursor = { file: cursor.file + 1, offset: 0, row: 1, part: 0 }
+    if (!wanted(cursor.file)) {
+      cursor = next
+      continue
+    }
     let at = cursor
     try {
       for await (const batch of readFile(sieve, file, cursor)) {
         at = batch.items.at(-1)?.next ?? at
-        yield { ...batch, done: before + batch.done }
+        yield { ...batch, file: cursor.file, done: before + batch.done }
       }
     } catch (cause) {
       if (!(cause instanceof BrokenStream)) throw cause
@@ -397,7 +407,8 @@ export async function* readDocuments(
         message: reason,
         head: ""
       }
-      yield { items: [{ kind: "passed", reason: "broken_file", quarantined, next }], done: before + file.bytes }
+      const items = [{ kind: "passed", reason: "broken_file", quarantined, next }] as const
+      yield { items, file: cursor.file, done: before + file.bytes }
     }
     before += file.bytes
     cursor = next

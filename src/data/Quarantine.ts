@@ -1,6 +1,6 @@
 /**
- * What did not become documents: bad rows go into a jsonl file, everything is counted by reason. While a stage runs there is one file a shard, so that
- * an attempt that goes on after a shard writes the files behind it anew.
+ * What did not become documents: bad rows go into a jsonl file, everything is counted by reason. While a stage runs there is one file for each shard of each
+ * part of its work, so that an attempt that goes on after a shard writes the files behind it anew.
  */
 import {
   closeSync,
@@ -9,6 +9,7 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
+  readdirSync,
   statSync,
   writeSync
 } from "node:fs"
@@ -50,19 +51,38 @@ export const withPassed = (tally: Tally, item: PassedItem): Tally => ({
   quarantined: tally.quarantined + (item.quarantined === undefined ? 0 : 1)
 })
 
-const partName = (shard: number): string => `quarantine-${String(shard).padStart(5, "0")}.jsonl`
+export const addTallies = (tallies: ReadonlyArray<Tally>): Tally =>
+  tallies.reduce(
+    (sum, tally) => ({
+      skipped: Object.entries(tally.skipped).reduce(
+        (counts, [reason, count]) => ({ ...counts, [reason]: (counts[reason] ?? 0) + count }),
+        sum.skipped
+      ),
+      quarantined: sum.quarantined + tally.quarantined,
+      replaced: sum.replaced + tally.replaced,
+      long_documents: sum.long_documents + tally.long_documents,
+      parts: sum.parts + tally.parts,
+      inexact_parts: sum.inexact_parts + tally.inexact_parts
+    }),
+    noTally
+  )
+
+const number = (value: number): string => String(value).padStart(9, "0")
+const fileName = (part: number, shard: number): string => `quarantine-${number(part)}-${number(shard)}.jsonl`
 const flushBytes = 1 << 16
 
 /** Collects the bad rows met while a shard is made. Calls throw file system errors. */
 export class QuarantineWriter {
   readonly #folder: string
+  #part: number
   #shard: number
   #descriptor: number | undefined
   #pending = ""
 
-  constructor(folder: string, shard: number) {
+  constructor(folder: string, part: number, shard: number) {
     mkdirSync(folder, { recursive: true })
     this.#folder = folder
+    this.#part = part
     this.#shard = shard
   }
 
@@ -72,8 +92,9 @@ export class QuarantineWriter {
   }
 
   #flush(): void {
+    if (this.#pending === "" && this.#descriptor === undefined) return
     // always a new file: what an earlier attempt left is of rows that are read again
-    this.#descriptor ??= openSync(join(this.#folder, partName(this.#shard)), "w")
+    this.#descriptor ??= openSync(join(this.#folder, fileName(this.#part, this.#shard)), "w")
     const bytes = Buffer.from(this.#pending)
     for (let at = 0; at < bytes.length;) at += writeSync(this.#descriptor, bytes, at)
     this.#pending = ""
@@ -90,14 +111,20 @@ export class QuarantineWriter {
     this.#shard++
   }
 
-  /** Writes all parts as one file; returns false, and writes none, where they are empty. */
-  async publish(target: string): Promise<boolean> {
+  /** Likewise; what follows belongs to the first shard of another part. */
+  nextPart(part: number): void {
     this.nextShard()
-    const parts = Array.from({ length: this.#shard }, (_, shard) => join(this.#folder, partName(shard))).filter(
-      (file) => (statSync(file, { throwIfNoEntry: false })?.size ?? 0) > 0
-    )
-    for (const [index, part] of parts.entries())
-      await pipeline(createReadStream(part), createWriteStream(target, { flags: index === 0 ? "w" : "a" }))
-    return parts.length > 0
+    this.#part = part
+    this.#shard = 0
   }
+}
+
+/** Writes all that writers left in `folder` as one file; writes none where that is nothing. Fails with file system errors. */
+export const publishQuarantine = async (folder: string, target: string): Promise<void> => {
+  const files = readdirSync(folder)
+    .toSorted()
+    .map((name) => join(folder, name))
+    .filter((file) => statSync(file).size > 0)
+  for (const [index, file] of files.entries())
+    await pipeline(createReadStream(file), createWriteStream(target, { flags: index === 0 ? "w" : "a" }))
 }

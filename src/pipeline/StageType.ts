@@ -106,6 +106,12 @@ export interface Forecast {
   readonly outputs: Readonly<Record<string, Facts>>
 }
 
+/** One of `of` equal parts of a stage's work, counted from 1. */
+export interface Share {
+  readonly index: number
+  readonly of: number
+}
+
 /** What `run` may use. It executes in a worker process of its own, so native code that dies takes only its attempt along. */
 export interface StageContext<P, I> {
   /** The stage's name in the file. */
@@ -121,6 +127,8 @@ export interface StageContext<P, I> {
   /** Relative paths in parameters are relative to this: the pipeline file's folder. */
   readonly baseDirectory: string
   readonly threads: number
+  /** For stage types with `shares`: do this share alone, beside others that do theirs in the same work folder, and fail with ShareDone. */
+  readonly share?: Share | undefined
   readonly progress: (reading: Progress) => void
   /** A line for the stage's log, shown to the user; `warn` stands out and is repeated in the summary. */
   readonly log: (line: string) => void
@@ -154,6 +162,17 @@ export class StageError extends Schema.TaggedError<StageError>()("StageError", {
 
 /** The attempt stopped because it was asked to, and saved what it could. The runner exits 75. */
 export class Preempted extends Schema.TaggedError<Preempted>()("Preempted", { message: Schema.String }) {}
+
+/** The attempt did its share, and left it in the work folder. `done` of `total` parts of the whole work are finished so far, by whomever. */
+export class ShareDone extends Schema.TaggedError<ShareDone>()("ShareDone", {
+  done: Schema.Int,
+  total: Schema.Int,
+  unit: Schema.String
+}) {
+  override get message() {
+    return `${this.done} of ${this.total} ${this.unit} are finished`
+  }
+}
 
 export interface PluginSource {
   /** As the file writes it: "./my-stage.ts", "tinyllama-stage-foo#second". */
@@ -208,6 +227,8 @@ export interface StageType<
   ): Forecast | undefined
   /** Seconds by the engine's own model of this machine, for where no past run can tell. */
   modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number): Effect.Effect<number | undefined>
+  /** Several processes may do the work together, a share each (StageContext.share). An attempt without a share takes what is done, and does the rest. */
+  readonly shares?: true
   /** runner: so light that a process of its own would cost more than the work; no native code, nothing that blocks. Default worker. */
   readonly runsIn?: "worker" | "runner"
   /** What a changed observation does; additive: `run` tells by itself which parts are still what they were. Default identity. */
@@ -217,7 +238,7 @@ export interface StageType<
   /** Fills the output folders; returns each port's facts. */
   run(
     context: StageContext<Decoded<P>, InputHandles<I>>
-  ): Effect.Effect<{ readonly [K in keyof O]: Facts }, StageError | Preempted, StageServices>
+  ): Effect.Effect<{ readonly [K in keyof O]: Facts }, StageError | Preempted | ShareDone, StageServices>
 }
 
 /** Keeps the literal types of ports and parameters, so that `run` sees them exactly. */

@@ -1,56 +1,30 @@
 /**
- * tokenize: documents become token shards, by the native tokenizer, on bytes. A shard closes once it holds shard_bytes of text, so its
- * boundaries depend on the documents alone; finished shards wait in the work folder, and a killed attempt goes on after the last one.
+ * tokenize: documents become token shards, by the native tokenizer, on bytes. The files are cut into parts that processes may share; finished shards and
+ * parts wait in the work folder, and a killed attempt goes on after the last one.
  */
-import { copyFile, link, mkdir, readFile, rename, writeFile } from "node:fs/promises"
+import { copyFile, link, mkdir } from "node:fs/promises"
 import { join } from "node:path"
-import { Effect, Fiber, Schema } from "effect"
+import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
-import { Cursor, policies, readDocuments, start } from "../data/DocumentReader.ts"
+import { policies } from "../data/DocumentReader.ts"
 import { readList } from "../data/Documents.ts"
 import { longestPart } from "../data/DocumentParts.ts"
 import { fileFailure } from "../data/FileFailure.ts"
-import { sha256OfFile } from "../data/FileDigest.ts"
-import { noTally, quarantineFile, QuarantineWriter, Tally, withPassed } from "../data/Quarantine.ts"
+import { partsOfFiles } from "../data/FileParts.ts"
+import { addTallies, publishQuarantine, quarantineFile } from "../data/Quarantine.ts"
 import { clash, Condition, fieldsOf, Sample } from "../data/RowFilter.ts"
-import { Delimiter, Shard, ShardBuilder, shardName, type TokenPolicy, writeShard } from "../data/TokenShards.ts"
-import { BatchEncoder, type Encoded } from "../data/BatchEncoder.ts"
+import { bytesNoted, finishedPart, notedPart } from "../data/ShardNotes.ts"
+import { Delimiter, shardName, type TokenPolicy } from "../data/TokenShards.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
 import { carryVocabulary } from "../model/CarriedVocabulary.ts"
-import { defineStage, parameter, Preempted, StageError } from "../pipeline/StageType.ts"
+import { defineStage, parameter, ShareDone, StageError } from "../pipeline/StageType.ts"
 import { forecastTokenize } from "./TextForecast.ts"
 import { knownName, observeTokenizer, openTokenizer, tokenizerParameter } from "./TokenizerChoice.ts"
+import { tokenizeParts } from "./TokenizeParts.ts"
 import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
 /** Bytes of text a second and thread, reading, digests and writing included: half of what the tokenizer alone does (docs/performance.md). */
 const TOKENIZE_RATE = 40e6
-
-/** Where the reader stands after a shard, and the shard itself: what the next attempt needs. */
-const Finished = Schema.fromJsonString(
-  Schema.Struct({
-    shard: Shard,
-    next: Cursor,
-    /** Bytes of the documents' files that were read so far. */
-    done: Schema.Int,
-    tally: Tally
-  })
-)
-
-const decodeFinished = Schema.decodeUnknownOption(Finished)
-
-/** The finished shards in `work` that are as they were left; the first that is not ends the list. */
-const finishedShards = Effect.fnUntraced(function* (work: string) {
-  const finished: Array<typeof Finished.Type> = []
-  for (;;) {
-    const name = shardName(finished.length)
-    const text = yield* Effect.promise(() => readFile(join(work, `${name}.json`), "utf8").catch(() => ""))
-    const note = decodeFinished(text)
-    if (note._tag === "None") return finished
-    const sha256 = yield* Effect.option(sha256OfFile(join(work, name), name))
-    if (sha256._tag === "None" || sha256.value !== note.value.shard.sha256) return finished
-    finished.push(note.value)
-  }
-})
 
 const notBuilt = (error: { readonly message: string }): StageError =>
   new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
@@ -65,9 +39,10 @@ const filtered = new Map([
 
 export const tokenizeStage = defineStage({
   name: "tokenize",
-  version: 2,
+  version: 3,
   describe: "Turns documents into token ids, in shards",
   cpus: "all",
+  shares: true,
   params: {
     tokenizer: tokenizerParameter("whose vocabulary"),
     bos: parameter(Delimiter, {
@@ -120,7 +95,7 @@ export const tokenizeStage = defineStage({
     }),
     shard_bytes: parameter(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 2 ** 29 })), {
       change: "identity",
-      describe: "bytes of text after which a shard is closed",
+      describe: "bytes of text after which a shard is closed, and bytes of files after which a part of the work is",
       default: 2 ** 24
     })
   },
@@ -136,12 +111,7 @@ export const tokenizeStage = defineStage({
   observe: ({ tokenizer }, baseDirectory) => observeTokenizer(tokenizer, baseDirectory),
   resumePoint: Effect.fn("tokenize.resumePoint")(function* (work) {
     const folder = join(work, "shards")
-    let done = 0
-    for (const name of yield* namesIn(folder)) {
-      if (!name.endsWith(".arrow.json")) continue
-      const note = decodeFinished(yield* textOf(join(folder, name)))
-      if (note._tag === "Some") done = Math.max(done, note.value.done)
-    }
+    const done = yield* bytesNoted(yield* namesIn(folder), (name) => textOf(join(folder, name)))
     return yield* extentOf(work, done)
   }),
   forecast: ({ bos, eos, tokenizer }, { documents }) =>
@@ -162,16 +132,6 @@ export const tokenizeStage = defineStage({
     const files = (yield* Effect.forEach(context.inputs.documents, (handle) =>
       Effect.map(readList(handle), (list) => list.map((file) => ({ ...file, file: join(handle.folder, file.path) })))
     )).flat()
-    const total = files.reduce((sum, { bytes }) => sum + bytes, 0)
-    const work = join(context.work, "shards")
-    yield* Effect.tryPromise({ try: () => mkdir(work, { recursive: true }), catch: fileFailure("the work folder") })
-
-    yield* noteTotal(context.work, total, "bytes")
-
-    const finished = yield* finishedShards(work)
-    const shards = finished.map(({ shard }) => shard)
-    const last = finished.at(-1)
-    if (last !== undefined) context.log(`going on after ${shards.length} finished shards`)
     const { bad_rows, invalid_utf8, max_chars, min_chars, sample, text_field, where } = context.params
     const fields = clash([text_field, ...fieldsOf(where)])
     if (fields !== undefined)
@@ -180,10 +140,33 @@ export const tokenizeStage = defineStage({
         message: `${fields[0]} is asked for as a value, and ${fields[1]} as a field inside it`,
         next: "correct text_field or where"
       })
+    const folder = join(context.work, "shards")
+    const quarantine = join(context.work, "quarantine")
+    yield* Effect.tryPromise({
+      try: () => Promise.all([folder, quarantine].map((name) => mkdir(name, { recursive: true }))),
+      catch: fileFailure("the work folder")
+    })
+    const all = partsOfFiles(files, shard_bytes)
+    const sum = (parts: ReadonlyArray<{ readonly bytes: number }>) =>
+      parts.reduce((bytes, part) => bytes + part.bytes, 0)
+    yield* noteTotal(context.work, sum(all), "bytes")
+
+    const { share } = context
+    const mine = share === undefined ? all : all.filter(({ index }) => index % share.of === share.index - 1)
+    const notes = yield* Effect.forEach(mine, ({ index }) => finishedPart(folder, index))
+    const todo = mine.filter((_, index) => notes[index] === undefined)
+    const [before, total] = [sum(mine) - sum(todo), sum(mine)]
+    if (todo.length < mine.length) context.log(`going on after ${mine.length - todo.length} of ${mine.length} parts`)
     const native = yield* load.pipe(Effect.mapError(notBuilt))
-    const reader = readDocuments(
+    yield* tokenizeParts({
       files,
-      {
+      todo,
+      folder,
+      quarantine,
+      native,
+      tokenizer,
+      policy,
+      reading: {
         native,
         textField: text_field,
         filter: { where, sample, minCharacters: min_chars, maxCharacters: max_chars },
@@ -191,110 +174,24 @@ export const tokenizeStage = defineStage({
         badRows: bad_rows,
         firstInvalidUtf8: (bytes) => tokenizer.firstInvalidUtf8(bytes)
       },
-      last?.next ?? start
-    )
-    let cursor = last?.next ?? start
-    let done = last?.done ?? 0
-    let tally: Tally = last?.tally ?? noTally
-    const quarantine = yield* Effect.try({
-      try: () => new QuarantineWriter(join(context.work, "quarantine"), shards.length),
-      catch: fileFailure("the work folder")
+      shardBytes: shard_bytes,
+      threads: context.threads,
+      stopRequested: context.stopRequested,
+      log: context.log,
+      report: (done) => context.progress({ done: before + done, total, unit: "bytes" })
     })
-    const report = (): void => context.progress({ done, total, unit: "bytes" })
+    context.progress({ done: total, total, unit: "bytes" })
 
-    // One shard is written while the next is gathered.
-    let [builder, spare] = [new ShardBuilder(policy.vocabulary_size), new ShardBuilder(policy.vocabulary_size)]
-    let closing: Fiber.Fiber<void, StageError> | undefined
-    const write = Effect.fnUntraced(function* (full: ShardBuilder, at: Omit<typeof Finished.Type, "shard">) {
-      const name = shardName(shards.length)
-      const shard = { ...(yield* writeShard(full, work, `${name}.part`, policy)), path: name }
-      yield* Effect.tryPromise({
-        try: async () => {
-          // the note comes last: it vouches for the shard
-          await rename(join(work, `${name}.part`), join(work, name))
-          await writeFile(join(work, `${name}.json.part`), JSON.stringify({ shard, ...at }))
-          await rename(join(work, `${name}.json.part`), join(work, `${name}.json`))
-        },
-        catch: fileFailure(name)
-      })
-      shards.push(shard)
-      full.clear()
-      native.releaseFreeMemory()
-    })
-    const settle = Effect.suspend(() => (closing === undefined ? Effect.void : Fiber.join(closing)))
-    const close = Effect.fnUntraced(function* () {
-      yield* settle
-      yield* Effect.try({ try: () => quarantine.nextShard(), catch: fileFailure("the quarantine") })
-      const full = builder
-      ;[builder, spare] = [spare, builder]
-      closing = yield* Effect.forkChild(write(full, { next: cursor, done, tally }))
-      report()
-    })
-    /** Enters what a batch gave, in order; a shard closes behind the document that fills it. */
-    const enter = Effect.fnUntraced(function* ({ encoded, entries }: Encoded) {
-      let document = 0
-      for (const entry of entries) {
-        if (context.stopRequested()) {
-          yield* settle
-          return yield* new Preempted({ message: `stopped after ${shards.length} shards, which are kept` })
-        }
-        cursor = entry.next
-        done = entry.done
-        if (entry.kind === "passed") {
-          tally = withPassed(tally, entry)
-          if (entry.quarantined === undefined) continue
-          const { quarantined } = entry
-          yield* Effect.try({ try: () => quarantine.add(quarantined), catch: fileFailure("the quarantine") })
-          continue
-        }
-        const { exact, first, id, last: whole, length, replaced } = entry
-        const [from, to] = [encoded.offsets[document], encoded.offsets[document + 1]]
-        builder.add(id, encoded.ids.subarray(from, to), length)
-        document++
-        if (replaced) tally = { ...tally, replaced: tally.replaced + 1 }
-        if (!first || !whole)
-          tally = {
-            ...tally,
-            long_documents: tally.long_documents + (first ? 1 : 0),
-            parts: tally.parts + 1,
-            inexact_parts: tally.inexact_parts + (exact ? 0 : 1)
-          }
-        if (builder.textBytes >= shard_bytes) yield* close()
-      }
-    })
-
-    const encoder = new BatchEncoder(tokenizer, { bos, eos, threads: context.threads })
-    const read = Effect.gen(function* () {
-      let shown = done
-      // While one batch is tokenized, on threads of its own, the next is read.
-      let running: Fiber.Fiber<Encoded> | undefined
-      for (;;) {
-        const batch = yield* Effect.tryPromise({ try: () => reader.next(), catch: fileFailure("the documents") })
-        const ended = batch.done === true
-        const full = ended || encoder.add(batch.value)
-        if (!full) continue
-        const finished = running === undefined ? undefined : yield* Fiber.join(running)
-        running = yield* Effect.forkChild(encoder.start(), { startImmediately: true })
-        if (finished !== undefined) yield* enter(finished)
-        if (ended) return yield* enter(yield* Fiber.join(running))
-        yield* Effect.yieldNow // lets signals and progress through
-        if (done - shown >= total / 200) {
-          report()
-          shown = done
-        }
-      }
-    })
-    yield* Effect.ensuring(
-      read,
-      Effect.promise(() => reader.return(undefined))
-    )
-    if (builder.documents > 0) yield* close()
-    yield* settle
-
+    const finished = yield* Effect.forEach(all, ({ index }) => notedPart(folder, index))
+    const parts = finished.filter((part) => part !== undefined)
+    if (share !== undefined) return yield* new ShareDone({ done: parts.length, total: all.length, unit: "parts" })
+    const made = parts.flatMap((part) => part.shards)
+    const shards = made.map((shard, index) => ({ ...shard, path: shardName(index) }))
     const tokens = shards.reduce((sum, shard) => sum + shard.tokens, 0)
     const documents = shards.reduce((sum, shard) => sum + shard.documents, 0)
     const bytes = shards.reduce((sum, shard) => sum + shard.bytes, 0)
-    const { inexact_parts, long_documents, parts, quarantined, replaced, skipped } = tally
+    const tally = addTallies(parts.map((part) => part.tally))
+    const { inexact_parts, long_documents, quarantined, replaced, skipped } = tally
     if (documents === 0)
       return yield* new StageError({
         failure: "invalid-input",
@@ -302,23 +199,19 @@ export const tokenizeStage = defineStage({
         next: "name sources that hold text, or check text_field"
       })
     const output = context.output("tokens")
-    for (const { path } of shards)
-      yield* Effect.tryPromise({
-        try: () =>
-          link(join(work, path), join(output, path)).catch(() => copyFile(join(work, path), join(output, path))),
-        catch: fileFailure(path)
-      })
+    for (const [index, { path }] of made.entries()) {
+      const [from, to] = [join(folder, path), join(output, shardName(index))]
+      yield* Effect.tryPromise({ try: () => link(from, to).catch(() => copyFile(from, to)), catch: fileFailure(path) })
+    }
     yield* Effect.mapError(carryVocabulary(output, tokenizer.vocabulary), fileFailure("tokenizer.model"))
     yield* Effect.tryPromise({
-      try: () => quarantine.publish(join(output, quarantineFile)),
+      try: () => publishQuarantine(quarantine, join(output, quarantineFile)),
       catch: fileFailure(quarantineFile)
     })
-    done = total
-    report()
     if (replaced > 0) context.warn(`${replaced} documents hold U+FFFD for what is not UTF-8`)
     if (long_documents > 0)
       context.log(
-        `${long_documents} documents of more than ${longestPart} bytes are in ${parts} rows, with the same tokens`
+        `${long_documents} documents of more than ${longestPart} bytes are in ${tally.parts} rows, with the same tokens`
       )
     if (inexact_parts > 0)
       context.warn(
@@ -331,6 +224,17 @@ export const tokenizeStage = defineStage({
     context.log(
       `${documents} documents, ${bytes} bytes, ${tokens} tokens (${(bytes / tokens).toFixed(2)} bytes a token), ${shards.length} shards`
     )
-    return { tokens: { ...policy, documents, tokens, bytes, skipped, quarantined, replaced, shards } }
+    return {
+      tokens: {
+        ...policy,
+        documents,
+        tokens,
+        bytes,
+        skipped,
+        quarantined,
+        replaced,
+        shards
+      }
+    }
   })
 })

@@ -226,11 +226,14 @@ describe("tokenize", () => {
       const documents = [yield* documentsOf(corpus)]
       const options = { params: { shard_bytes: 150, bad_rows: "skip" }, inputs: { documents } }
       const whole = yield* runStage(tokenizeStage, options)
-      const shard = join(whole.work, "shards", "shard-00001.arrow")
+      const shard = join(whole.work, "shards", "part-00001-00001.arrow")
       rmSync(shard) // not in place: the published shard is the same file under another name
       writeFileSync(shard, "damaged")
       const again = yield* runStage(tokenizeStage, { ...options, work: whole.work })
-      assert.include(again.logs[0], "going on after 1 finished shards")
+      assert.deepStrictEqual(again.logs.slice(0, 2), [
+        "going on after 2 of 3 parts",
+        "going on after 1 finished shards of part 2"
+      ])
       assert.strictEqual(again.outputs.tokens.digest, whole.outputs.tokens.digest)
     })
   )

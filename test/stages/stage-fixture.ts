@@ -20,6 +20,7 @@ import type {
   Parameters,
   Previous,
   Progress,
+  Share,
   StageContext,
   StageType
 } from "../../src/pipeline/StageType.ts"
@@ -37,6 +38,7 @@ export interface RunOptions {
   /** `stopRequested()` answers false this many times, then true. Default: never true. */
   readonly stopAfterPolls?: number
   readonly threads?: number
+  readonly share?: Share
 }
 
 export interface StageResult<O extends string = string> {
@@ -137,6 +139,7 @@ export const runStage = Effect.fnUntraced(
             },
       baseDirectory,
       threads: options.threads ?? Math.min(2, availableParallelism()),
+      share: options.share,
       progress: (reading) => void progress.push(reading),
       log: (line) => void logs.push(line),
       warn: (line) => void warnings.push(line),

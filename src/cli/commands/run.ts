@@ -1,5 +1,5 @@
 /** `tinyllama run FILE`: runs what is not up to date, shows it, and ends with what was made. */
-import { Console, Deferred, Effect, Option } from "effect"
+import { Console, Deferred, Effect, Option, Schema, SchemaGetter } from "effect"
 import { Command, Flag } from "effect/cli"
 import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
 import { loadPipeline } from "../../pipeline/file/Pipeline.ts"
@@ -7,10 +7,29 @@ import { isPlanFile, readPlan } from "../../pipeline/plan/PlanDocument.ts"
 import * as Runner from "../../pipeline/run/Runner.ts"
 import { UsageError } from "../../pipeline/plan/Selection.ts"
 import * as Signals from "../../pipeline/run/Signals.ts"
+import type { Share } from "../../pipeline/StageType.ts"
 import { displayMode, startDisplay } from "../Display.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
 import { summaryText } from "../RunTable.ts"
+
+/** "3/16" */
+const Shard = Schema.String.check(
+  Schema.makeFilter((text) => {
+    const { index, of } = shareOf(text)
+    return (/^\d+\/\d+$/u.test(text) && index >= 1 && index <= of) || "k/n with k from 1 to n, for example 3/16"
+  })
+).pipe(
+  Schema.decodeTo(Schema.Struct({ index: Schema.Int, of: Schema.Int }), {
+    decode: SchemaGetter.transform(shareOf),
+    encode: SchemaGetter.transform(({ index, of }) => `${index}/${of}`)
+  })
+)
+
+function shareOf(text: string): Share {
+  const [index = NaN, of = NaN] = text.split("/").map(Number)
+  return { index, of }
+}
 
 export const runCommand = Command.make(
   "run",
@@ -35,6 +54,14 @@ export const runCommand = Command.make(
       Flag.withDefault(false),
       Flag.withDescription("Begin without looking the pipeline over for what could not work (see doctor)")
     ),
+    shard: Flag.String("shard").pipe(
+      Flag.withMetavar("k/n"),
+      Flag.withSchema(Shard),
+      Flag.optional,
+      Flag.withDescription(
+        "Do the k-th of n shares of the one stage that --only selects (tokenize), for job arrays; the last one to end makes the result"
+      )
+    ),
     cpus: Flag.Int("cpus").pipe(
       Flag.withMetavar("n"),
       Flag.atMost(1),
@@ -53,6 +80,7 @@ export const runCommand = Command.make(
         ...(promise === undefined ? {} : { promise }),
         ...(asked === undefined ? {} : { run: asked }),
         ...(cpus === undefined ? {} : { cpus }),
+        ...(Option.isNone(flags.shard) ? {} : { share: flags.shard.value }),
         keepGoing: flags.keepGoing,
         preflight: !flags.noPreflight,
         stop: Effect.asVoid(Deferred.await(stop))
@@ -70,6 +98,7 @@ export const runCommand = Command.make(
     { command: "tinyllama run pipeline.yaml" },
     { command: "tinyllama run pipeline.yaml --from-stage eval" },
     { command: "tinyllama run plan.json" },
+    { command: "tinyllama run pipeline.yaml --only tokens --shard 3/16" },
     { command: "tinyllama run pipeline.yaml -S vars.budget=1e6 -p smoke" }
   ])
 )

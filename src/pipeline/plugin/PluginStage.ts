@@ -46,6 +46,7 @@ const fields = {
     Schema.makeFilter((ports) => Object.keys(ports).length > 0 || "a stage has at least one output")
   ),
   cpus: Schema.optionalKey(Schema.Union([Schema.Literal("all"), Schema.Int.check(Schema.isGreaterThan(0))])),
+  shares: Schema.optionalKey(Schema.Literal(true)),
   runsIn: Schema.optionalKey(Schema.Literals(["worker", "runner"])),
   observationChange: Schema.optionalKey(Schema.Literals(["identity", "additive"])),
   observe: Schema.optionalKey(Function_),

@@ -2,7 +2,7 @@
 import { Context, type Duration, type Effect, Schema } from "effect"
 import { ArtifactHandle, Facts } from "../../artifacts/Artifact.ts"
 import type { AttemptSecrets } from "../file/Secrets.ts"
-import type { Preempted, StageError } from "../StageType.ts"
+import type { Preempted, ShareDone, StageError } from "../StageType.ts"
 
 /** All a worker must know. Written to the attempt's job.json; starting the worker on that file repeats the attempt by hand. */
 export const Job = Schema.Struct({
@@ -25,11 +25,13 @@ export const Job = Schema.Struct({
     })
   ),
   baseDirectory: Schema.String,
-  threads: Schema.Int
+  threads: Schema.Int,
+  /** To do this share of the work alone. */
+  share: Schema.optionalKey(Schema.Struct({ index: Schema.Int, of: Schema.Int }))
 })
 export type Job = typeof Job.Type
 
-/** What a worker says on fd 3, one JSON object a line. Exactly one of the last three ends the attempt. */
+/** What a worker says on fd 3, one JSON object a line. Exactly one of the last four ends the attempt. */
 export const WorkerEvent = Schema.TaggedUnion({
   Progress: {
     done: Schema.Finite,
@@ -39,6 +41,7 @@ export const WorkerEvent = Schema.TaggedUnion({
   },
   Log: { line: Schema.String },
   Warning: { line: Schema.String },
+  Shared: { done: Schema.Int, total: Schema.Int, unit: Schema.String },
   Completed: { facts: Schema.Record(Schema.String, Facts) },
   Failed: { failure: Schema.String, message: Schema.String, next: Schema.String },
   Preempted: { message: Schema.String }
@@ -64,5 +67,9 @@ export interface Attempt {
 
 export class Executor extends Context.Service<
   Executor,
-  { readonly execute: (attempt: Attempt) => Effect.Effect<Readonly<Record<string, Facts>>, StageError | Preempted> }
+  {
+    readonly execute: (
+      attempt: Attempt
+    ) => Effect.Effect<Readonly<Record<string, Facts>>, StageError | Preempted | ShareDone>
+  }
 >()("tinyllama/pipeline/Executor") {}

@@ -31,7 +31,7 @@ import { type Attempt, Executor, WorkerEvent } from "./Executor.ts"
 import { type Scrub, scrubDeep } from "../file/Secrets.ts"
 import { executeHere } from "./RunnerStage.ts"
 import type { StageRegistry } from "../StageRegistry.ts"
-import { FailureClass, Preempted, StageError } from "../StageType.ts"
+import { FailureClass, Preempted, ShareDone, StageError } from "../StageType.ts"
 
 /**
  * Of Node for workers. They work on buffers outside of its heap, next to short-lived small objects: with a young generation of the default size, which
@@ -72,6 +72,9 @@ interface Exit {
 /** Why the runner told the worker to stop; undefined when it did not. */
 type Ended = "stop" | "timeout" | undefined
 
+const isLast = ({ _tag }: WorkerEvent): boolean =>
+  _tag === "Completed" || _tag === "Failed" || _tag === "Preempted" || _tag === "Shared"
+
 const execute = Effect.fn("LocalExecutor.execute")(function* (worker: string, attempt: Attempt) {
   const path = yield* Path.Path
   const jobFile = path.join(attempt.folder, "job.json")
@@ -82,7 +85,7 @@ const execute = Effect.fn("LocalExecutor.execute")(function* (worker: string, at
   let last: WorkerEvent | undefined
   const listening = yield* Stream.fromQueue(child.events).pipe(
     Stream.runForEach((event) => {
-      if (event._tag === "Completed" || event._tag === "Failed" || event._tag === "Preempted") last = event
+      if (isLast(event)) last = event
       return attempt.onEvent(event)
     }),
     Effect.andThen(Deferred.await(child.exit)),
@@ -108,6 +111,7 @@ const conclude = Effect.fnUntraced(function* (
   exit: Exit
 ) {
   if (last?._tag === "Completed") return last.facts
+  if (last?._tag === "Shared") return yield* new ShareDone({ done: last.done, total: last.total, unit: last.unit })
   if (ended === "timeout") {
     return yield* new StageError({
       failure: "timeout",

@@ -12,7 +12,7 @@ import type { ResolvedPipeline, ResolvedStage } from "../file/ResolvedPipeline.t
 import type { RunEvent } from "../runs/RunEvent.ts"
 import { type RunInfo, stageFolder } from "../runs/Runs.ts"
 import type { Secrets } from "../file/Secrets.ts"
-import type { StageError } from "../StageType.ts"
+import type { Share, StageError } from "../StageType.ts"
 
 /** What all stages of one run share. */
 export interface RunContext {
@@ -34,6 +34,8 @@ export interface RunContext {
   /** The first stage that failed. */
   readonly failed: Deferred.Deferred<string>
   readonly keepGoing: boolean
+  /** The selected stage is done in shares, of which this run does one. */
+  readonly share: Share | undefined
   /** What a saved plan says of each stage, where the run keeps to one. */
   readonly promised: ReadonlyMap<string, StagePlan> | undefined
   /** Forced stages whose result is of this time or later, and of this run, have been rerun already. */

@@ -20,7 +20,7 @@ import { useStore } from "../runs/StoreLock.ts"
 import { sweep } from "./Sweep.ts"
 import type { Outputs, RunContext } from "./RunContext.ts"
 import { runStage, type StageResult } from "./StageRun.ts"
-import { type FailureClass, StageError } from "../StageType.ts"
+import { type FailureClass, type Share, StageError } from "../StageType.ts"
 
 export { LockHeld } from "../runs/RunLock.ts"
 export { UsageError } from "../plan/Selection.ts"
@@ -34,6 +34,8 @@ export interface RunOptions extends Selection {
   readonly keepGoing?: boolean
   /** A saved plan: the run does just this, or refuses. */
   readonly promise?: { readonly file: string; readonly document: PlanDocument }
+  /** Does one share of the one selected stage, which must be of a type with `shares`, in a run of its own. */
+  readonly share?: Share
   /** Look the pipeline over first, and fail with PreflightFailed for what cannot work; false by default. */
   readonly preflight?: boolean
   /** Completes when the run shall stop: workers get SIGTERM, save within their grace, and the run ends as preempted. */
@@ -47,6 +49,8 @@ export interface StageSummary {
   readonly seconds: number
   readonly attempts: number
   readonly outputs: Outputs
+  /** Of a stage of which this run did a share: how much of the whole is done. */
+  readonly note?: string
   readonly failure?: { readonly failure: FailureClass; readonly message: string; readonly next: string }
 }
 
@@ -54,6 +58,7 @@ export interface RunSummary {
   readonly run: string
   /** Absolute. */
   readonly folder: string
+  /** partial: a share of a stage is done, not the whole. */
   readonly status: RunStatus
   readonly seconds: number
   /** The selected stages and the reused ones above them, in topological order. */
@@ -61,14 +66,15 @@ export interface RunSummary {
   readonly warnings: ReadonlyArray<string>
 }
 
-/** 0 complete, 1 failed, 75 preempted. Errors carry theirs as Runtime.errorExitCode. */
+/** 0 complete, or a share of it done; 1 failed, 75 preempted. Errors carry theirs as Runtime.errorExitCode. */
 export const exitCodeOf = (summary: RunSummary): number =>
-  summary.status === "complete" ? 0 : summary.status === "failed" ? 1 : 75
+  summary.status === "complete" || summary.status === "partial" ? 0 : summary.status === "failed" ? 1 : 75
 
 /** A failed stage is no failure of this effect: read `status`. */
 export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, options: RunOptions = {}) {
   const roles = yield* Effect.fromResult(resolveSelection(pipeline, options))
   const running = pipeline.stages.filter((stage) => roles.of(stage.name) === "run")
+  if (options.share !== undefined) yield* canShare(running, options)
   // Before the plan: what it counts on must not be collected.
   yield* useStore(({ host, pid }) => Effect.logInfo(`waits until gc (process ${pid} on ${host}) has ended`))
   const planned = yield* plan(pipeline, options, { estimates: false })
@@ -78,6 +84,22 @@ export const run = Effect.fn("run")(function* (pipeline: ResolvedPipeline, optio
   const secrets = yield* readSecrets(pipeline, running)
   return yield* execute(pipeline, options, { roles, planned, secrets }, yield* openRun(pipeline, options))
 }, Effect.scoped)
+
+const canShare = (running: ReadonlyArray<ResolvedStage>, { force, run, share }: RunOptions) => {
+  const [stage] = running
+  const asked = `--shard ${share?.index}/${share?.of}`
+  const fault =
+    running.length !== 1 || stage === undefined
+      ? `${asked}: ${running.length} stages are selected. Next: choose one by --only`
+      : stage.type.shares !== true
+        ? `${asked}: ${stage.name} is of type ${stage.type.name}, whose work cannot be shared. Next: run it without --shard`
+        : force !== undefined && force.length > 0
+          ? `${asked} and --force: shares that are done already would be done again by each. Next: leave --force out`
+          : run !== undefined && run !== "new"
+            ? `${asked} and --run: each share is a run of its own. Next: leave --run out`
+            : undefined
+  return fault === undefined ? Effect.void : Effect.fail(new UsageError({ message: fault }))
+}
 
 const keepsPromise = (
   pipeline: ResolvedPipeline,
@@ -125,7 +147,7 @@ const refuseStaleReuse = (stages: ReadonlyArray<StagePlan>): Effect.Effect<void,
 const openRun = Effect.fnUntraced(function* (pipeline: ResolvedPipeline, options: RunOptions) {
   const runs = yield* Runs
   const latest =
-    options.run === "new"
+    options.run === "new" || options.share !== undefined
       ? undefined
       : options.run === undefined
         ? yield* unfinished(pipeline)
@@ -256,6 +278,7 @@ const execute = Effect.fnUntraced(function* (
     stopping: Deferred.isDone(stopRequested),
     failed: yield* Deferred.make<string>(),
     keepGoing: options.keepGoing === true,
+    share: options.share,
     promised: options.promise === undefined ? undefined : new Map(planned.stages.map((entry) => [entry.stage, entry])),
     forcedSince: info.selection?.since ?? info.createdAt
   }
@@ -297,7 +320,9 @@ const statusOf = (summaries: ReadonlyArray<StageSummary>): RunStatus =>
     ? "preempted"
     : summaries.some(({ outcome }) => outcome === "failed")
       ? "failed"
-      : "complete"
+      : summaries.some(({ outcome }) => outcome === "partial")
+        ? "partial"
+        : "complete"
 
 /** What became of a stage, for those below it. */
 interface Settled {
@@ -443,6 +468,8 @@ const summarize = (stage: ResolvedStage, result: StageResult | Skipped): StageSu
     }
     case "Preempted":
       return { ...base, outcome: "preempted", outputs: {} }
+    case "Shared":
+      return { ...base, outcome: "partial", outputs: {}, note: result.message }
     default:
       return { ...base, outcome: "skipped", outputs: {} }
   }

@@ -6,7 +6,7 @@
 import { Cause, Duration, Effect, Exit, Fiber, FileSystem, Option, Path, Queue, Stream } from "effect"
 import type { Attempt, WorkerEvent } from "./Executor.ts"
 import { runJob } from "./StageJob.ts"
-import { Preempted, StageError } from "../StageType.ts"
+import { Preempted, ShareDone, StageError } from "../StageType.ts"
 
 export const executeHere = Effect.fnUntraced(function* (attempt: Attempt) {
   const stop = { requested: false }
@@ -47,7 +47,7 @@ export const executeHere = Effect.fnUntraced(function* (attempt: Attempt) {
     })
   }
   const error = Cause.squash(exit.cause)
-  if (error instanceof StageError || error instanceof Preempted) return yield* error
+  if (error instanceof StageError || error instanceof Preempted || error instanceof ShareDone) return yield* error
   return yield* defect(attempt, exit.cause, error)
 })
 

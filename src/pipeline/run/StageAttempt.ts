@@ -13,10 +13,10 @@ import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
 import { folderOf, linkOutputs, type Ready, type RunContext, warn } from "./RunContext.ts"
 import type { Lock } from "../runs/RunLock.ts"
 import { stopFailure } from "../file/StopRules.ts"
-import type { Preempted, StageError } from "../StageType.ts"
+import type { Preempted, Share, ShareDone, StageError } from "../StageType.ts"
 
 export interface AttemptError {
-  readonly error: StageError | Preempted
+  readonly error: StageError | Preempted | ShareDone
   readonly number: number
 }
 
@@ -40,7 +40,12 @@ export const executeAttempt = Effect.fnUntraced(function* (
   context: RunContext,
   assignment: Ready,
   decision: Run,
-  { cpus, lock, number }: { readonly lock: Lock; readonly number: number; readonly cpus: number }
+  {
+    cpus,
+    lock,
+    number,
+    share
+  }: { readonly lock: Lock; readonly number: number; readonly cpus: number; readonly share: Share | undefined }
 ) {
   const path = yield* Path.Path
   const { stage } = assignment
@@ -49,7 +54,9 @@ export const executeAttempt = Effect.fnUntraced(function* (
   return yield* Effect.gen(function* () {
     const store = yield* ArtifactStore
     const executor = yield* Executor
-    for (const port of Object.keys(stage.type.outputs)) outputs[port] = yield* store.openOutput(decision.key, port)
+    // Those who share the work hold no key's lock: each has folders of its own, which stay empty.
+    const maker = share === undefined ? decision.key : `${decision.key}-${share.index}-of-${share.of}`
+    for (const port of Object.keys(stage.type.outputs)) outputs[port] = yield* store.openOutput(maker, port)
     const resumes = yield* store.hasWork(decision.key)
     const work = store.workPath(decision.key)
     const effort = yield* effortOf(assignment, decision, resumes)
@@ -84,7 +91,8 @@ export const executeAttempt = Effect.fnUntraced(function* (
         work,
         previous: previousJob(stage, decision.previous),
         baseDirectory: context.pipeline.baseDirectory,
-        threads: cpus
+        threads: cpus,
+        ...(share === undefined ? {} : { share })
       },
       secrets: context.secrets.of(stage),
       runsIn: stage.type.runsIn ?? "worker",

@@ -44,6 +44,7 @@ export const runJob = Effect.fnUntraced(function* (
     previous: yield* previousOf(type, job),
     baseDirectory: job.baseDirectory,
     threads: job.threads,
+    share: job.share,
     progress: throttled((reading) =>
       emit({
         _tag: "Progress",

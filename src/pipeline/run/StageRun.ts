@@ -20,10 +20,10 @@ import { type StagePlan, willRun } from "../plan/Plan.ts"
 import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
 import { retryDelay } from "./Retry.ts"
 import { type Assignment, linkOutputs, type Outputs, type Ready, type RunContext, warn } from "./RunContext.ts"
-import { acquireLock, type Lock } from "../runs/RunLock.ts"
+import { acquireLock, type Claim, liveClaims, type Lock, LockHeld, lockHolder, shareLock } from "../runs/RunLock.ts"
 import { type AttemptError, type Executed, executeAttempt, publishAttempt } from "./StageAttempt.ts"
 import type { KeyParts } from "../plan/StageKey.ts"
-import { StageError } from "../StageType.ts"
+import { type Share, StageError } from "../StageType.ts"
 
 export type StageResult =
   | { readonly _tag: "Cached"; readonly outputs: Outputs }
@@ -31,6 +31,14 @@ export type StageResult =
   | { readonly _tag: "Done"; readonly outputs: Outputs; readonly attempts: number; readonly seconds: number }
   | { readonly _tag: "Failed"; readonly error: StageError; readonly attempts: number; readonly seconds?: number }
   | { readonly _tag: "Preempted"; readonly message: string; readonly attempts: number }
+  /** One share of the work is done; `message` says what of the whole is. */
+  | {
+      readonly _tag: "Shared"
+      readonly message: string
+      readonly complete: boolean
+      readonly attempts: number
+      readonly seconds: number
+    }
   /** A stage kept as it is that has no result to give. */
   | { readonly _tag: "Unavailable"; readonly message: string }
   /** Another stage failed before this one began. */
@@ -157,7 +165,10 @@ const makeResult = Effect.fnUntraced(function* (context: RunContext, assignment:
     ...(previous === undefined ? {} : { previous: { run: previous.run, key: previous.key, change: previous.change } })
   })
   for (let told = false; ; told = true) {
-    const turn = yield* Effect.result(context.begun.withPermit(withKey(context, assignment, decision)))
+    const { share } = context
+    const making =
+      share === undefined ? withKey(context, assignment, decision) : withShare(context, assignment, decision, share)
+    const turn = yield* Effect.result(context.begun.withPermit(making))
     if (Result.isSuccess(turn)) return turn.success
     if (turn.failure._tag !== "LockHeld") return yield* turn.failure
     if (!told) {
@@ -175,6 +186,36 @@ const stoppedBefore = (attempts: number): StageResult => ({
   attempts
 })
 
+/** Claims of those who do a share of the stage's work. */
+const sharers = (key: string) => Effect.map(ArtifactStore, (store) => store.lockPath(`${key}-shares`))
+
+const heldBy = (stage: ResolvedStage, { host, pid, since }: Claim): LockHeld =>
+  new LockHeld({ what: `stage ${stage.name}`, host, pid, since })
+
+/**
+ * Does a share of the work, beside others that do theirs; fails at once where one process makes the whole. Sharers write their claim first and look for the
+ * key's lock second, its holder the other way round, so that of two at least one sees the other. Once all shares are done the result is made of them.
+ */
+const withShare = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run, share: Share) {
+  const store = yield* ArtifactStore
+  const { stage } = assignment
+  const { key } = decision
+  const claims = yield* sharers(key)
+  const shared = yield* Effect.gen(function* () {
+    yield* shareLock(claims)
+    const maker = yield* lockHolder(store.lockPath(key))
+    if (maker !== undefined) return yield* heldBy(stage, maker)
+    const lock = yield* acquireLock(`${claims}-${share.index}-of-${share.of}`, `a share of stage ${stage.name}`)
+    const found = yield* store.lookup(key)
+    if (found._tag === "Complete") return yield* cached(context, stage, key, found.record.run, found.artifacts)
+    return yield* attempts(context, assignment, decision, { lock, before: found, share })
+  }).pipe(
+    Effect.catchTag("PlatformError", (error) => Effect.fail(storageFailure(store.lockPath(key))(error))),
+    Effect.scoped
+  )
+  return shared._tag === "Shared" && shared.complete ? yield* withKey(context, assignment, decision) : shared
+})
+
 /** Makes the result while no other process does, or fails at once with the holder of the key's lock. */
 const withKey = Effect.fnUntraced(function* (context: RunContext, assignment: Ready, decision: Run) {
   const store = yield* ArtifactStore
@@ -183,6 +224,8 @@ const withKey = Effect.fnUntraced(function* (context: RunContext, assignment: Re
   const lock = yield* acquireLock(store.lockPath(key), `stage ${stage.name}`).pipe(
     Effect.catchTag("PlatformError", (error) => Effect.fail(storageFailure(store.lockPath(key))(error)))
   )
+  const [sharer] = yield* liveClaims(yield* sharers(key)).pipe(Effect.mapError(storageFailure(store.lockPath(key))))
+  if (sharer !== undefined) return yield* heldBy(stage, sharer)
   for (const dead of lock.takenOver) {
     yield* warn(context, stage, `takes over from process ${dead.pid} on ${dead.host}, which ended without finishing`)
   }
@@ -197,9 +240,10 @@ const withKey = Effect.fnUntraced(function* (context: RunContext, assignment: Re
 /** Seconds since a time in milliseconds. */
 const since = (began: number) => Effect.map(Clock.currentTimeMillis, (now) => (now - began) / 1000)
 
-/** What is known while the key's lock is held. */
+/** What is known while the key's lock, or that of a share of it, is held. */
 interface KeyTurn {
   readonly lock: Lock
+  readonly share?: Share
   /** What the store has of the key. */
   readonly before: Lookup
 }
@@ -215,8 +259,10 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
         const obstacle = yield* obstacleToBegin(context, failures)
         if (obstacle !== undefined) return obstacle
         began ??= yield* Clock.currentTimeMillis
+        const { lock, share } = turn
+        const number = earlier + failures + 1
         const executed = yield* Effect.result(
-          executeAttempt(context, assignment, decision, { lock: turn.lock, number: earlier + failures + 1, cpus })
+          executeAttempt(context, assignment, decision, { lock, number, cpus, share })
         )
         // While the cores are still held: the next stage must not begin any more after a failure.
         return Result.isSuccess(executed)
@@ -272,6 +318,10 @@ const afterFailure = Effect.fnUntraced(function* (
   began: number
 ): Effect.fn.Return<StageResult | TryAgain> {
   if (error._tag === "Preempted") return { _tag: "Preempted", message: error.message, attempts: failures }
+  if (error._tag === "ShareDone") {
+    const complete = error.done === error.total
+    return { _tag: "Shared", message: error.message, complete, attempts: failures, seconds: yield* since(began) }
+  }
   const delay = (yield* context.stopping) ? undefined : yield* retryDelay(stage.retry, error.failure, failures)
   yield* announceFailure(context, stage, number, error, delay === undefined ? undefined : Duration.toSeconds(delay))
   if (delay !== undefined) return { _tag: "TryAgain", delay }

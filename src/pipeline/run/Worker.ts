@@ -11,7 +11,7 @@ import { diskFailure } from "../../artifacts/DurableFile.ts"
 import { Job, WorkerEvent } from "./Executor.ts"
 import { runJob } from "./StageJob.ts"
 import type { StageRegistry } from "../StageRegistry.ts"
-import { Preempted, StageError } from "../StageType.ts"
+import { Preempted, ShareDone, StageError } from "../StageType.ts"
 
 const decodeJob = Schema.decodeUnknownEffect(Schema.fromJsonString(Job))
 const encodeEvent = Schema.encodeSync(Schema.fromJsonString(WorkerEvent))
@@ -52,6 +52,7 @@ const finalEvent = (
   if (error instanceof StageError) {
     return { _tag: "Failed", failure: error.failure, message: error.message, next: error.next }
   }
+  if (error instanceof ShareDone) return { _tag: "Shared", done: error.done, total: error.total, unit: error.unit }
   if (error instanceof Preempted) return { _tag: "Preempted", message: error.message }
   process.stderr.write(`${Cause.pretty(exit.cause)}\n`)
   // A stage need not expect that the disk fails: whatever it was doing, the cause is the disk's and not the stage's.

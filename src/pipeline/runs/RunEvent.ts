@@ -8,9 +8,9 @@ const at = Schema.String
 const stage = Schema.String
 const attempt = Schema.Int
 
-export const StageOutcome = Schema.Literals(["cached", "done", "failed", "skipped", "preempted"])
+export const StageOutcome = Schema.Literals(["cached", "done", "partial", "failed", "skipped", "preempted"])
 export type StageOutcome = typeof StageOutcome.Type
-export const RunStatus = Schema.Literals(["complete", "failed", "preempted"])
+export const RunStatus = Schema.Literals(["complete", "partial", "failed", "preempted"])
 export type RunStatus = typeof RunStatus.Type
 
 export const RunEvent = Schema.TaggedUnion({

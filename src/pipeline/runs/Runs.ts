@@ -64,7 +64,7 @@ export const RunRecord = Schema.Struct({
   profiles: Schema.Array(Schema.String),
   overrides: Schema.Array(Schema.String),
   createdAt: Schema.String,
-  status: Schema.Literals(["running", "complete", "failed", "preempted"]),
+  status: Schema.Literals(["running", "complete", "partial", "failed", "preempted"]),
   finishedAt: Schema.optionalKey(Schema.String),
   /** What the last invocation selected, and since when invocations select just that: a repeated one need not force anew what it forced. */
   selection: Schema.optionalKey(Schema.Struct({ digest: Schema.String, since: Schema.String }))

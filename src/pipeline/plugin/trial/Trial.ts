@@ -106,31 +106,33 @@ const attempt = Effect.fnUntraced(function* (subject: Subject, folder: string, p
   const terminated = yield* Deferred.make<number>()
   const began = yield* Clock.currentTimeMillis
   const facts = yield* Effect.result(
-    executor.execute({
-      folder: home,
-      job: {
-        stage: subject.stage,
-        type: type.plugin?.uses ?? type.name,
-        ...(type.plugin === undefined ? {} : { code: type.plugin.code }),
-        params: subject.params,
-        inputs: subject.inputs,
-        outputs,
-        work,
-        previous: null,
-        baseDirectory: subject.baseDirectory,
-        threads: plan.threads
-      },
-      runsIn: "worker",
-      secrets: subject.secrets,
-      timeout: subject.timeout,
-      grace: subject.grace,
-      stop: Effect.asVoid(Deferred.await(terminated)),
-      onStart: () => Effect.void,
-      onEvent: (event) =>
-        event._tag === "Log" && event.line === terminationLine
-          ? Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.asVoid(Deferred.succeed(terminated, now)))
-          : Effect.void
-    })
+    executor
+      .execute({
+        folder: home,
+        job: {
+          stage: subject.stage,
+          type: type.plugin?.uses ?? type.name,
+          ...(type.plugin === undefined ? {} : { code: type.plugin.code }),
+          params: subject.params,
+          inputs: subject.inputs,
+          outputs,
+          work,
+          previous: null,
+          baseDirectory: subject.baseDirectory,
+          threads: plan.threads
+        },
+        runsIn: "worker",
+        secrets: subject.secrets,
+        timeout: subject.timeout,
+        grace: subject.grace,
+        stop: Effect.asVoid(Deferred.await(terminated)),
+        onStart: () => Effect.void,
+        onEvent: (event) =>
+          event._tag === "Log" && event.line === terminationLine
+            ? Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.asVoid(Deferred.succeed(terminated, now)))
+            : Effect.void
+      })
+      .pipe(Effect.catchTag("ShareDone", (done) => Effect.die(done))) // no share was asked for
   )
   const ended = yield* Clock.currentTimeMillis
   const count = yield* fs.readFileString(path.join(home, countFile)).pipe(
