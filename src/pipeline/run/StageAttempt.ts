@@ -54,8 +54,8 @@ export const executeAttempt = Effect.fnUntraced(function* (
   return yield* Effect.gen(function* () {
     const store = yield* ArtifactStore
     const executor = yield* Executor
-    // Those who share the work hold no key's lock: each has folders of its own, which stay empty.
-    const maker = share === undefined ? decision.key : `${decision.key}-${share.index}-of-${share.of}`
+    // Those who share the work hold locks of their own instead of the key's, and folders under the same names, which stay empty.
+    const maker = share === undefined ? decision.key : `${decision.key}-shares-${share.index}-of-${share.of}`
     for (const port of Object.keys(stage.type.outputs)) outputs[port] = yield* store.openOutput(maker, port)
     const resumes = yield* store.hasWork(decision.key)
     const work = store.workPath(decision.key)
