@@ -37,6 +37,8 @@ export interface Session {
   readonly permits: Semaphore.Semaphore
   /** Origin → time in milliseconds before which no request is sent. */
   readonly notBefore: Map<string, number>
+  /** Bytes of bodies so far. */
+  readonly received: { bytes: number }
   readonly stopRequested: () => boolean
   readonly log: (line: string) => void
 }
@@ -51,7 +53,8 @@ export const makeSession = (options: {
     ...options,
     patience: { ...usualPatience, ...options.patience },
     permits,
-    notBefore: new Map()
+    notBefore: new Map(),
+    received: { bytes: 0 }
   }))
 
 /** A failure that may pass. `progress`: bytes arrived, so that it counts as the first. */

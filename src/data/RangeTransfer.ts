@@ -25,9 +25,13 @@ import {
 } from "./HttpTransport.ts"
 import { type Gap, type Identity, type Piece, RangeJournal } from "./RangeJournal.ts"
 
-/** One range request asks for this much: few enough requests for a hub's limits, small enough to share a file among connections. */
-const segment = 1 << 24
-const smallestPiece = 1 << 16
+/**
+ * A range request asks for a share of what this process has received, so that a kill loses a share of that at most, whatever is in the buffers on the
+ * way: little at first, soon so much that requests are few.
+ */
+const smallestSegment = 1 << 17
+const largestSegment = 1 << 24
+const smallestPiece = 1 << 14
 const largestPiece = 1 << 20
 /** Answers in a row that say the same other thing of the file before it counts as changed, or as one that comes whole only. */
 const believed = 3
@@ -63,28 +67,40 @@ export interface Transfer {
 
 /** Bytes after which what a connection brought is noted: small, so that a kill loses little; more for large files, whose journal stays small. */
 const pieceBytes = (size: number): number =>
-  Math.max(smallestPiece, Math.min(largestPiece, 2 ** Math.ceil(Math.log2(Math.max(1, size / 4096)))))
+  Math.max(smallestPiece, Math.min(largestPiece, 2 ** Math.ceil(Math.log2(Math.max(1, size / 16384)))))
 
-const split = ({ end, start }: Gap): ReadonlyArray<Gap> =>
-  Array.from({ length: Math.ceil((end - start) / segment) }, (_, index) => ({
-    start: start + index * segment,
-    end: Math.min(end, start + (index + 1) * segment)
-  }))
+const segmentBytes = ({ connections, received }: Session): number =>
+  Math.max(smallestSegment, Math.min(largestSegment, Math.floor(received.bytes / (8 * connections))))
+
+/** Takes the next segment from the front of the gaps. */
+const take = (gaps: Array<Gap>, session: Session): Gap | undefined => {
+  const [first] = gaps
+  if (first === undefined) return undefined
+  const end = Math.min(first.end, first.start + segmentBytes(session))
+  if (end === first.end) gaps.shift()
+  else gaps[0] = { start: end, end: first.end }
+  return { start: first.start, end }
+}
 
 /** Fetches all that is missing. Fails as Changed, or as WholeOnly when the server turns out to have no ranges. */
 export const fetchGaps = Effect.fn("RangeTransfer.fetchGaps")(function* (transfer: Transfer) {
-  const queue = [...(transfer.journal?.gaps ?? [{ start: 0, end: segment }])].flatMap(split)
-  const first = queue.shift()
+  const { journal, session } = transfer
+  const gaps = [...(journal?.gaps ?? [{ start: 0, end: segmentBytes(session) }])]
+  const first = take(gaps, session)
   if (first === undefined) return
   // The others wait until an answer shows that there are ranges.
   const opened = yield* Deferred.make<void>()
   const open = (size: number | undefined) => {
-    if (size !== undefined) queue.push(...split({ start: segment, end: size }))
+    if (size !== undefined && size > first.end) gaps.push({ start: first.end, end: size })
     return Deferred.succeed(opened, undefined)
+  }
+  const takeAll = (size: number): number => {
+    gaps.length = 0
+    return size
   }
   const follower = Effect.gen(function* () {
     yield* Deferred.await(opened)
-    for (let gap = queue.shift(); gap !== undefined; gap = queue.shift())
+    for (let gap = take(gaps, session); gap !== undefined; gap = take(gaps, session))
       yield* fetchGap(
         transfer,
         gap,
@@ -92,15 +108,11 @@ export const fetchGaps = Effect.fn("RangeTransfer.fetchGaps")(function* (transfe
         () => gap.end
       )
   })
-  const takeAll = (size: number): number => {
-    queue.length = 0
-    return size
-  }
   const leader = Effect.andThen(
     Effect.ensuring(fetchGap(transfer, first, open, takeAll), Deferred.succeed(opened, undefined)),
     follower
   )
-  const followers = Array.from({ length: transfer.session.connections - 1 }, () => follower)
+  const followers = Array.from({ length: session.connections - 1 }, () => follower)
   yield* Effect.all([leader, ...followers], { concurrency: "unbounded", discard: true })
 })
 
@@ -351,6 +363,7 @@ const receive = (
     })
     piece.crc = crc32(bytes, piece.crc)
     position += bytes.length
+    session.received.bytes += bytes.length
     if (position - piece.offset >= size || position === gap.end) note()
     return position < gap.end
   })

@@ -368,7 +368,10 @@ describe("download on top of an earlier result", () => {
       const [a, b] = [{ url: `${server.base}/a.txt` }, { url: `${server.base}/b.txt` }]
       const work = yield* temporaryFolder
       yield* Effect.flip(
-        runStage(downloadStage, { params: { sources: [a, { url: `${server.base}/none.txt` }] }, work })
+        runStage(downloadStage, {
+          params: { sources: [a, { url: `${server.base}/none.txt` }], connections: 1 },
+          work
+        })
       )
       const asked = server.asked.length
       const previous = { params: { sources: [a] }, outputs: {}, work }
