@@ -8,8 +8,17 @@ export const planText = (plans: ReadonlyArray<StagePlan>, whole: PlanTotals, arg
   [
     Format.table(["stage", "uses", "status", "why", "time", "disk"], plans.map(row)),
     "",
+    ...outlooks(plans),
     ...(whole.stages === 0 ? ["Everything is up to date."] : toDo(plans, whole, argument))
   ].join("\n")
+
+/** What the stages that run will make, as far as it can be told. */
+const outlooks = (plans: ReadonlyArray<StagePlan>): ReadonlyArray<string> => {
+  const known = plans.flatMap((plan) =>
+    willRun(plan) && plan.outlook !== undefined ? [[plan.stage, plan.outlook] as const] : []
+  )
+  return known.length === 0 ? [] : [Format.table(["stage", "will make (~: estimated)"], known), ""]
+}
 
 const row = (plan: StagePlan): ReadonlyArray<string> => [
   plan.stage,

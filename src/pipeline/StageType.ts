@@ -97,6 +97,8 @@ export interface Forecast {
   readonly bytes: number | undefined
   /** Bytes of memory at most. */
   readonly memory?: number
+  /** What will come of it, in one short phrase for the plan: how much, how large. Estimates bear a ~. */
+  readonly outlook?: string
   /** What `previous` spares: it begins at `done` of `total`. */
   readonly resumesAt?: Extent
   /**
@@ -110,6 +112,13 @@ export interface Forecast {
 export interface Share {
   readonly index: number
   readonly of: number
+}
+
+/** GPUs of the machine that a plan is made for, which need not be this one. */
+export interface Gpus {
+  readonly count: number
+  /** FLOP/s of one of them at its peak. */
+  readonly peak: number
 }
 
 /** What `run` may use. It executes in a worker process of its own, so native code that dies takes only its attempt along. */
@@ -217,16 +226,17 @@ export interface StageType<
   ): Effect.Effect<Extent | undefined, never, FileSystem.FileSystem | Path.Path>
   /**
    * Amounts and sizes before anything runs; undefined where too little is known. Port → facts of its artifacts, in order; `observed` is what `observe`
-   * returned.
+   * returned; `origins` are the artifacts' names, "stage.port", by port.
    */
   forecast?(
     params: Decoded<P>,
     inputs: { readonly [K in keyof I]: ReadonlyArray<Facts> },
     previous?: { readonly params: Decoded<P>; readonly outputs: Readonly<Record<string, Facts>> },
-    observed?: Schema.Json
+    observed?: Schema.Json,
+    origins?: { readonly [K in keyof I]: ReadonlyArray<string> }
   ): Forecast | undefined
-  /** Seconds by the engine's own model of this machine, for where no past run can tell. */
-  modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number): Effect.Effect<number | undefined>
+  /** Seconds by the engine's own model of this machine, or of one with the GPUs that the file names, for where no past run can tell. */
+  modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number, gpus?: Gpus): Effect.Effect<number | undefined>
   /** Several processes may do the work together, a share each (StageContext.share). An attempt without a share takes what is done, and does the rest. */
   readonly shares?: true
   /** runner: so light that a process of its own would cost more than the work; no native code, nothing that blocks. Default worker. */

@@ -5,6 +5,7 @@ import { canonicalJson } from "../artifacts/CanonicalJson.ts"
 import { hubSourceOf, type Source } from "../data/Sources.ts"
 import type { Forecast } from "../pipeline/StageType.ts"
 import { factsOf, numberIn, sumKnown } from "./KnownFacts.ts"
+import { counted, outlook, sized } from "./Outlook.ts"
 import { BYTES_PER_ENTRY, BYTES_PER_TOKEN } from "./TextForecast.ts"
 
 const Observed = Schema.Array(Schema.NullOr(Schema.Array(Schema.Struct({ path: Schema.String, bytes: Schema.Finite }))))
@@ -68,15 +69,15 @@ export const forecastDownload = (
     sources,
     all.map((source) => source.bytes)
   )
+  const documents = factsOf({ files, bytes, expected_tokens }, certain ? [] : ["files", "bytes", "expected_tokens"])
   return {
     amount: bytes,
     unit: "bytes",
+    ...outlook(counted(documents, "files"), sized(documents, "bytes"), counted(documents, "expected_tokens", "tokens")),
     bytes: bytes === undefined ? undefined : bytes + BYTES_PER_ENTRY * (files ?? sources.length),
     ...(kept === true && before !== undefined && bytes !== undefined && before <= bytes
       ? { resumesAt: { done: before, total: bytes, unit: "bytes" } }
       : {}),
-    outputs: {
-      documents: factsOf({ files, bytes, expected_tokens }, certain ? [] : ["files", "bytes", "expected_tokens"])
-    }
+    outputs: { documents }
   }
 }

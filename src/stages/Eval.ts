@@ -102,7 +102,7 @@ export const evalStage = defineStage({
   cpus: "all",
   headline: ({ report }) => (Array.isArray(report["models"]) ? report["models"].map(modelHeadline).join("; ") : ""),
   forecast: (asked, { data, models, questions }) => forecastEval(asked, { data, models, questions }),
-  modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
+  modelSeconds: ({ amount }, _, threads, gpus) => secondsOfArithmetic(amount, threads, gpus),
   resumePoint: Effect.fn("eval.resumePoint")(function* (work) {
     let rows = 0
     for (const name of yield* namesIn(work))

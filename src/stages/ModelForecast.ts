@@ -13,7 +13,9 @@ import {
   weightsBytes
 } from "../model/ModelSizes.ts"
 import type { Extent, Forecast } from "../pipeline/StageType.ts"
+import { formatBytes } from "../pipeline/file/Quantity.ts"
 import { factsOf, numberIn, passedOn, shapeIn, sumKnown } from "./KnownFacts.ts"
+import { outlook } from "./Outlook.ts"
 import { forwardFlops } from "./TrainingForecast.ts"
 
 const tokenizerFacts = ["tokenizer", "tokenizer_digest"]
@@ -66,6 +68,10 @@ const ggufFacts = (shape: ModelShape, types: ReadonlyArray<GgufType>, chat: Sche
   estimated: ["files"]
 })
 
+/** "Q8_0 ~1.17 GB, Q4_0 ~622 MB". */
+const fileList = (shape: ModelShape, types: ReadonlyArray<GgufType>): string =>
+  types.map((type) => `${type} ~${formatBytes(ggufBytes(shape, type))}`).join(", ")
+
 const fileSizes = (shape: ModelShape, types: ReadonlyArray<GgufType>): number =>
   types.reduce((sum, type) => sum + ggufBytes(shape, type), 0)
 
@@ -84,6 +90,10 @@ export const forecastConvert = (
   return {
     amount: weightsBytes(shape, "fp32") + hfModelBytes(shape, params.dtype) + ggufWork(shape, params.gguf),
     unit: "bytes",
+    ...outlook(
+      `safetensors in ${params.dtype} ~${formatBytes(weightsBytes(shape, params.dtype))}`,
+      fileList(shape, params.gguf)
+    ),
     bytes: hfModelBytes(shape, params.dtype) + fileSizes(shape, params.gguf),
     memory: rewritingMemory(shape),
     ...spared(params.gguf.filter((type) => there.includes(type)).length, params.gguf.length + 1),
@@ -112,6 +122,7 @@ export const forecastQuantize = (
   return {
     amount: ggufWork(shape, types),
     unit: "bytes",
+    ...outlook(fileList(shape, types)),
     bytes: fileSizes(shape, types),
     memory: rewritingMemory(shape),
     ...spared(types.filter((type) => there.includes(type)).length, types.length),

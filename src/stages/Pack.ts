@@ -184,7 +184,7 @@ export const packStage = defineStage({
   outputs: { dataset: { type: "PackedDataset", describe: "blocks to train on and to validate with" } },
   headline: ({ dataset }) =>
     `${countIn(dataset, "train_blocks")} blocks of ${countIn(dataset, "seq_len")} tokens to train on, ${countIn(dataset, "validation_blocks")} to validate with`,
-  forecast: (params, { tokens }) => forecastPack(params, tokens),
+  forecast: (params, { tokens }, _, __, origins) => forecastPack(params, tokens, origins?.tokens),
   modelSeconds: ({ amount }) => secondsOfBytes(amount, PACK_RATE),
 
   run: Effect.fn("pack")(function* (context) {

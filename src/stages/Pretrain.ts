@@ -181,7 +181,7 @@ export const pretrainStage = defineStage({
       data[0],
       previous === undefined ? undefined : { params: previous.params, state: previous.outputs["state"] }
     ),
-  modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
+  modelSeconds: ({ amount }, _, threads, gpus) => secondsOfArithmetic(amount, threads, gpus),
   run: Effect.fn("pretrain")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { model: shape, seed } = params

@@ -171,7 +171,7 @@ export const sftStage = defineStage({
       conversations[0],
       previous === undefined ? undefined : { params: previous.params, model: previous.outputs["model"] }
     ),
-  modelSeconds: ({ amount }, _, threads) => secondsOfArithmetic(amount, threads),
+  modelSeconds: ({ amount }, _, threads, gpus) => secondsOfArithmetic(amount, threads, gpus),
   run: Effect.fn("sft")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { seed } = params

@@ -114,8 +114,7 @@ export const tokenizeStage = defineStage({
     const done = yield* bytesNoted(yield* namesIn(folder), (name) => textOf(join(folder, name)))
     return yield* extentOf(work, done)
   }),
-  forecast: ({ bos, eos, tokenizer }, { documents }) =>
-    forecastTokenize({ tokenizer: knownName(tokenizer), bos, eos }, documents),
+  forecast: (asked, { documents }) => forecastTokenize({ ...asked, tokenizer: knownName(asked.tokenizer) }, documents),
   modelSeconds: ({ amount }, _, threads) => secondsOfBytes(amount, TOKENIZE_RATE * threads),
 
   run: Effect.fn("tokenize")(function* (context) {

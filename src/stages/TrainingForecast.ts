@@ -5,7 +5,9 @@ import { agreedSteps, canBeContinued, type LearningRateSchedule } from "../engin
 import { type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { checkpointBytes, hfModelBytes, trainingMemory } from "../model/ModelSizes.ts"
 import type { Extent, Forecast } from "../pipeline/StageType.ts"
+import { formatBytes, formatCount } from "../pipeline/file/Quantity.ts"
 import { factsOf, numberIn, passedOn, shapeIn } from "./KnownFacts.ts"
+import { outlook } from "./Outlook.ts"
 import { BYTES_PER_TOKEN } from "./TextForecast.ts"
 
 /** A line of metrics.jsonl. */
@@ -101,16 +103,22 @@ export const forecastPretrain = (
       (canBeContinued(retention.schedule) ? CONTINUATION_CHECKPOINTS : 0)
   )
   const blockBytes = 2 * (seqLen + 1)
+  const blocks = numberIn(data, "train_blocks")
+  const epochs = blocks === undefined || blocks === 0 ? undefined : tokens / (blocks * seqLen)
+  const roughly = Array.isArray(data?.["estimated"]) && data["estimated"].includes("train_blocks") ? "~" : ""
   const resumesAt = continuedAt(params, totalSteps, previousSteps(previous))
   return {
     amount: training + validating,
     unit: "FLOP",
+    ...outlook(
+      `${formatCount(parameterCount(shape))} parameters`,
+      `${formatCount(tokens)} tokens in ${formatCount(totalSteps)} steps of ${formatCount(tokensPerStep)}`,
+      epochs === undefined ? undefined : `${roughly}${epochs.toFixed(2)} epochs`,
+      `${scheduled} checkpoint${scheduled === 1 ? "" : "s"} of ${formatBytes(checkpointBytes(shape))} kept`
+    ),
     bytes: checkpoints * checkpointBytes(shape) + 2 * METRICS_LINE_BYTES * (totalSteps + validations),
-    // The dataset is read whole, and the held-out batches stay.
-    memory:
-      trainingMemory(shape, params.micro_batch * seqLen) +
-      (numberIn(data, "train_blocks") ?? 0) * blockBytes +
-      heldOut * (blockBytes + 8 * seqLen),
+    // The dataset is mapped, which costs no memory of its own; the held-out batches stay.
+    memory: trainingMemory(shape, params.micro_batch * seqLen) + heldOut * (blockBytes + 8 * seqLen),
     ...(resumesAt === undefined ? {} : { resumesAt }),
     outputs: {
       state: {

@@ -16,9 +16,10 @@ describe("the forecast of a download", () => {
     assert.isAtLeast(bytes ?? 0, 1_183e9)
     const documents = outputs["documents"]
     assert.deepInclude(documents, { bytes: 1_183e9, expected_tokens: 950e9 })
-    const { outputs: next } = forecastTokenize({ tokenizer: "llama-2", bos: "document", eos: "none" }, [
-      documents ?? {}
-    ])
+    const { outputs: next } = forecastTokenize(
+      { tokenizer: "llama-2", bos: "document", eos: "none", shard_bytes: 2 ** 27, sample: null },
+      [documents ?? {}]
+    )
     assert.deepInclude(next["tokens"], { tokens: 950e9 })
   })
 

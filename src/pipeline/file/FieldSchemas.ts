@@ -1,5 +1,6 @@
 /** JSON Schema of the fields whose form no stage type decides, and the words that it is written in. */
 import { Duration } from "effect"
+import { gpuKinds } from "./Gpu.ts"
 import type { SchemaNode } from "./JsonSchema.ts"
 import { bytesPattern, durationPattern } from "./Quantity.ts"
 import { defaultGrace, defaultRetry, edgePattern, retryable } from "./StageBlock.ts"
@@ -60,7 +61,11 @@ export const resources = object({
     ],
     description: "Disk space that the stage's work and outputs may take, say 200GiB."
   },
-  gpus: { type: "integer", minimum: 0, default: 0, description: "GPUs that the stage takes." }
+  gpus: { type: "integer", minimum: 0, default: 0, description: "GPUs that the stage takes." },
+  gpu: {
+    enum: [...gpuKinds],
+    description: "The kind of those GPUs: `plan` reckons the stage's time with their peak."
+  }
 })
 
 export const timeLimit = (what: string): SchemaNode => ({ ...duration, description: `${what}, say 30s, 10m or 48h.` })

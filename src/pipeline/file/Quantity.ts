@@ -1,4 +1,4 @@
-/** Durations and sizes as the pipeline file writes them, and sizes as people read them. */
+/** Durations and sizes as the pipeline file writes them, sizes and counts as people read them. */
 import { Duration } from "effect"
 
 const millisPer: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
@@ -42,4 +42,25 @@ export const formatBytes = (value: number): string => {
     unit += 1
   }
   return `${Number(scaled.toPrecision(3))} ${units[unit]}`
+}
+
+/** 1234567 → "1.23M"; below 10,000 as it is. */
+export const formatCount = (value: number): string => {
+  if (Math.abs(value) < 10_000) return Number.isInteger(value) ? String(value) : significant(value)
+  const units = ["k", "M", "B", "T"] as const
+  let scaled = value
+  let unit = ""
+  for (const next of units) {
+    if (Math.abs(scaled) < 1000) break
+    scaled /= 1000
+    unit = next
+  }
+  return `${significant(scaled)}${unit}`
+}
+
+/** Three significant digits without trailing noise: 5.2817 → "5.28", 0.00123 → "0.00123", 128.4 → "128". */
+export const significant = (value: number): string => {
+  if (value === 0 || !Number.isFinite(value)) return String(value)
+  const digits = Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3)
+  return digits.includes("e") ? digits : digits.replace(/(\.\d*?)0+$/u, "$1").replace(/\.$/u, "")
 }

@@ -1,6 +1,7 @@
 /** The decoded pipeline: every reference resolved, every value with its origin. What keys, plans and runs work on. */
 import { Duration, Schema } from "effect"
 import type { Check } from "./Checks.ts"
+import type { GpuKind } from "./Gpu.ts"
 import type { StopRule } from "./StopRules.ts"
 import { FailureClass, type AnyStageType } from "../StageType.ts"
 
@@ -36,6 +37,8 @@ export interface Resources {
   /** Bytes that the stage's work and outputs may take. */
   readonly disk?: number
   readonly gpus: number
+  /** Of which kind they are, for estimates. */
+  readonly gpu?: GpuKind
 }
 
 /** What the machine costs, for forecasts. */

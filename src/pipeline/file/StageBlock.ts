@@ -1,6 +1,7 @@
 /** Decodes what surrounds a stage's parameters: edges, order, resources, retry policy, time limits. */
 import { Duration } from "effect"
 import { type Diagnostic, didYouMean } from "./Diagnostics.ts"
+import { type GpuKind, gpuKinds, isGpuKind } from "./Gpu.ts"
 import { checkKeys, describeVia, suggest } from "./Overlay.ts"
 import { bytesForm, durationForm, parseBytes, parseDuration } from "./Quantity.ts"
 import type { Edge, Resources, RetryPolicy } from "./ResolvedPipeline.ts"
@@ -129,17 +130,29 @@ export const decodeResources = (
   path: string,
   report: Array<Diagnostic>
 ): Resources => {
-  if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "disk", "gpus"], "resources", report)
+  if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "disk", "gpus", "gpu"], "resources", report)
   const cpus = nodeOf(block, "cpus")
   const all = cpus?._tag === "scalar" && cpus.value === "all"
   const memory = bytesAt(block, "memory", path, report)
   const disk = bytesAt(block, "disk", path, report)
+  const gpu = gpuAt(block, path, report)
   return {
     cpus: all ? "all" : (integerAt(block, "cpus", path, 1, report) ?? type?.cpus ?? 1),
     gpus: integerAt(block, "gpus", path, 0, report) ?? 0,
     ...(memory === undefined ? {} : { memory }),
-    ...(disk === undefined ? {} : { disk })
+    ...(disk === undefined ? {} : { disk }),
+    ...(gpu === undefined ? {} : { gpu })
   }
+}
+
+const gpuAt = (block: MappingNode | undefined, path: string, report: Array<Diagnostic>): GpuKind | undefined => {
+  const node = nodeOf(block, "gpu")
+  if (node === undefined) return undefined
+  const name = node._tag === "scalar" ? String(node.value) : ""
+  if (isGpuKind(name)) return name
+  const message = `unknown kind of GPU "${name}"; known are ${gpuKinds.join(", ")}`
+  report.push(diagnose(node.span, `${path}.gpu`, message, { suggestion: didYouMean(name, gpuKinds) }))
+  return undefined
 }
 
 const bytesAt = (

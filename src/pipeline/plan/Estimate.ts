@@ -4,10 +4,11 @@ import type { Facts } from "../../artifacts/Artifact.ts"
 import { ArtifactStore, type KeyRecord } from "../../artifacts/ArtifactStore.ts"
 import type { PreviousResult } from "./Decision.ts"
 import type { HistoryEntry } from "./KeyLedger.ts"
+import { peakOf } from "../file/Gpu.ts"
 import { decodeParams } from "../file/Parameters.ts"
 import type { StageFacts } from "./Plan.ts"
 import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
-import type { Extent, Forecast, StageError } from "../StageType.ts"
+import type { Extent, Forecast, Gpus, StageError } from "../StageType.ts"
 
 export interface Estimate {
   /** undefined where neither past runs nor a model can tell. */
@@ -33,8 +34,10 @@ export const forecastOf = Effect.fnUntraced(function* (
   const { type } = stage
   if (type.forecast === undefined) return undefined
   const inputs: Record<string, ReadonlyArray<Facts>> = {}
+  const origins: Record<string, ReadonlyArray<string>> = {}
   for (const [port, edges] of Object.entries(stage.inputs)) {
     inputs[port] = edges.map((edge) => facts.get(edge.stage)?.[edge.port] ?? {})
+    origins[port] = edges.map((edge) => `${edge.stage}.${edge.port}`)
   }
   const params = yield* Effect.orDie(decodeParams(type, stage.params))
   const before =
@@ -56,7 +59,8 @@ export const forecastOf = Effect.fnUntraced(function* (
     params,
     inputs,
     before,
-    observed !== undefined && Result.isSuccess(observed) ? observed.success : undefined
+    observed !== undefined && Result.isSuccess(observed) ? observed.success : undefined,
+    origins
   )
 })
 
@@ -70,7 +74,9 @@ export const estimate = Effect.fnUntraced(function* (question: {
 }) {
   const { cpus, forecast, past, resumesAt, stage } = question
   const left = resumesAt === undefined || resumesAt.total <= 0 ? 1 : 1 - Math.min(1, resumesAt.done / resumesAt.total)
-  const records = yield* pastRecords(past)
+  const gpus = gpusOf(stage)
+  // What was measured on cores tells nothing of GPUs.
+  const records = gpus === undefined ? yield* pastRecords(past) : []
   const whole = secondsOfPast(records, forecast, cpus)
   const sizes = { bytes: forecast?.bytes, memory: forecast?.memory }
   if (whole !== undefined) {
@@ -81,13 +87,16 @@ export const estimate = Effect.fnUntraced(function* (question: {
     return { ...sizes, seconds: undefined, basis: undefined } satisfies Estimate
   }
   const params = yield* Effect.orDie(decodeParams(stage.type, stage.params))
-  const seconds = yield* stage.type.modelSeconds(forecast, params, cpus)
+  const seconds = yield* stage.type.modelSeconds(forecast, params, cpus, gpus)
   return {
     ...sizes,
     seconds: seconds === undefined ? undefined : seconds * left,
     basis: seconds === undefined ? undefined : ({ _tag: "Model" } as const)
   } satisfies Estimate
 })
+
+const gpusOf = ({ resources: { gpu, gpus } }: ResolvedStage): Gpus | undefined =>
+  gpu === undefined || gpus === 0 ? undefined : { count: gpus, peak: peakOf(gpu) }
 
 const pastRecords = Effect.fnUntraced(function* (past: ReadonlyArray<HistoryEntry>) {
   const store = yield* ArtifactStore

@@ -42,6 +42,9 @@ export interface StagePlan {
   /** Of an earlier attempt with this very key (`own`), or an older result that it builds on. */
   readonly resumesFrom: "own" | "previous" | undefined
   readonly estimate: Estimate | undefined
+  /** For stages that run: what will come of it, in a phrase and as facts, as far as the type can tell. */
+  readonly outlook?: string
+  readonly outputs?: StageFacts
   readonly message?: string
 }
 
@@ -261,7 +264,12 @@ const withForecast = Effect.fnUntraced(function* (
   const resumesAt = base.resumesAt ?? (previous === undefined ? undefined : forecast?.resumesAt)
   const planned: StagePlan = { ...base, resumesAt }
   if (!planning.estimates) return planned
-  return { ...planned, estimate: yield* estimateOf(planning, stage, forecast, resumesAt) }
+  return {
+    ...planned,
+    ...(forecast === undefined ? {} : { outputs: forecast.outputs }),
+    ...(forecast?.outlook === undefined ? {} : { outlook: forecast.outlook }),
+    estimate: yield* estimateOf(planning, stage, forecast, resumesAt)
+  }
 })
 
 const estimateOf = (

@@ -43,6 +43,10 @@ export const PlannedStage = Schema.Struct({
       memory: Schema.NullOr(Schema.Finite)
     })
   ),
+  /** What will come of a stage that runs, in a phrase. */
+  outlook: Schema.optionalKey(Schema.String),
+  /** The same as facts by output port; each port's `estimated` names those that rest on ratios. */
+  outputs: Schema.optionalKey(Schema.Record(Schema.String, Schema.Record(Schema.String, Schema.Json))),
   message: Schema.optionalKey(Schema.String)
 })
 
@@ -117,6 +121,8 @@ const stageDocument = (plan: StagePlan): typeof PlannedStage.Type => ({
           bytes: plan.estimate.bytes ?? null,
           memory: plan.estimate.memory ?? null
         },
+  ...(plan.outlook === undefined ? {} : { outlook: plan.outlook }),
+  ...(plan.outputs === undefined ? {} : { outputs: plan.outputs }),
   ...(plan.message === undefined ? {} : { message: plan.message })
 })
 
