@@ -16,7 +16,7 @@ import {
   writeFileSync,
   writeSync
 } from "node:fs"
-import { tmpdir } from "node:os"
+import { loadavg, tmpdir } from "node:os"
 import { join } from "node:path"
 import { performance } from "node:perf_hooks"
 import { once } from "node:events"
@@ -121,11 +121,17 @@ const runStage = Effect.fnUntraced(function* (
   return measured
 })
 
-/** Seconds of decompression alone, of the tokenizer alone on the same texts (measured on the first part of them), and of both stages. */
-const endToEnd = Effect.fnUntraced(function* (folder: string, bytes: number, threads: number) {
-  const corpus = yield* Effect.promise(() => makeCorpus(join(folder, "documents"), bytes))
+/**
+ * Seconds of decompression alone, of the tokenizer alone on the same texts (measured on the first part of them), and of both stages. In sequence the first two
+ * would go at 1 / (1 / decompression + 1 / tokenizer).
+ */
+const endToEnd = Effect.fnUntraced(function* (
+  folder: string,
+  corpus: { readonly text: number; readonly file: string },
+  threads: number
+) {
   yield* Console.log(
-    `\n${megabytes(corpus.text)} of text in a jsonl.zst file of ${megabytes(statSync(corpus.file).size)}, ${threads} threads`
+    `\n${megabytes(corpus.text)} of text in a jsonl.zst file of ${megabytes(statSync(corpus.file).size)}, ${threads === 1 ? "1 thread" : `${threads} threads`} (load ${loadavg()[0]?.toFixed(1)})`
   )
   const decompression = yield* Effect.promise(() =>
     secondsOf(async () => {
@@ -147,6 +153,8 @@ const endToEnd = Effect.fnUntraced(function* (folder: string, bytes: number, thr
     `  decompression alone ${decompression.toFixed(1)} s (${(corpus.text / decompression / 1e6).toFixed(0)} MB/s), tokenizer alone ${tokenization.toFixed(1)} s (${(1e-6 / perByte).toFixed(0)} MB/s)`
   )
   const tokens = join(folder, "tokens")
+  for (const name of ["tokens", "tokens.work", "packed", "packed.work"])
+    rmSync(join(folder, name), { recursive: true, force: true })
   const tokenize = yield* runStage("tokenize", join(folder, "documents"), tokens, threads, {})
   const pack = yield* runStage("pack", tokens, join(folder, "packed"), threads, { seq_len: SEQ_LEN })
   const share = (decompression + tokenization) / (tokenize.seconds + pack.seconds)
@@ -229,7 +237,9 @@ const loader = Effect.fnUntraced(function* (folder: string) {
 export const data = Effect.fn("bench.data")(function* (options: { readonly quick: boolean; readonly threads: number }) {
   const folder = mkdtempSync(join(tmpdir(), "tinyllama-bench-"))
   return yield* Effect.gen(function* () {
-    const path = yield* endToEnd(folder, options.quick ? 200e6 : 2e9, options.threads)
+    const corpus = yield* Effect.promise(() => makeCorpus(join(folder, "documents"), options.quick ? 200e6 : 2e9))
+    const path = []
+    for (const threads of new Set([1, options.threads])) path.push(yield* endToEnd(folder, corpus, threads))
     const long = options.quick ? null : yield* longDocument(folder, 1e9, options.threads)
     return { endToEnd: path, longDocument: long, loader: yield* loader(folder) }
   }).pipe(Effect.ensuring(Effect.sync(() => rmSync(folder, { recursive: true, force: true }))))

@@ -43,8 +43,11 @@ const headOf = async (file: string): Promise<{ readonly head: Uint8Array; readon
 
 const codeOf = (cause: unknown): string => (cause instanceof Error && "code" in cause ? String(cause.code) : "")
 
-/** The streams hand options of Transform on, though their types do not say so: some megabytes are made before they are asked for. */
-const ahead = { chunkSize: pieceBytes, readableHighWaterMark: 1 << 21 }
+/**
+ * The streams hand options of Transform on, though their types do not say so: eight pieces are made before they are asked for, and, as objects, given out one
+ * by one instead of copied into one.
+ */
+const ahead = { chunkSize: pieceBytes, readableObjectMode: true, readableHighWaterMark: 8 }
 
 const described = { gzip: "gzip", zstd: "Zstandard" } as const
 

@@ -2,18 +2,8 @@
  * Which documents are held out for validation: those whose hash lies below the fraction. When that does not fill one block in any source, documents
  * follow in the order of their hashes until it does. Decided in one pass, with a bounded list of candidates.
  */
-import { hash } from "node:crypto"
+import type { Native } from "../engine/Native.ts"
 import type { Source } from "./DocumentStore.ts"
-import type { TokenArray } from "./TokenShards.ts"
-
-/**
- * A number in [0, 1) from a document's content alone: equal texts, wherever they come from and however they are called, fall on the same side, so
- * that no copy of a validation text is trained on.
- */
-const contentHash = (tokens: TokenArray): number =>
-  hash("sha256", new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength), "buffer").readUIntBE(0, 6) /
-  2 ** 48
-
 interface Candidate {
   readonly source: number
   readonly index: number
@@ -36,14 +26,15 @@ export class HoldOut {
     this.#blockLength = blockLength
   }
 
-  /** To be called once for every document, in any order. */
-  see(source: number, index: number, tokens: TokenArray): void {
+  /**
+   * To be called once for every document, in any order. `value`, in [0, 1), comes from the document's content alone: equal texts, wherever they come from and
+   * however they are called, fall on the same side, so that no copy of a validation text is trained on.
+   */
+  see(source: number, index: number, value: number, length: number): void {
     if (this.#fraction === 0) return
-    const of = this.#sources[source]
-    const value = contentHash(tokens)
-    if (value < this.#fraction) of?.holdOut(index, tokens.length)
+    if (value < this.#fraction) this.#sources[source]?.holdOut(index, length)
     else if (!this.#isFilled()) {
-      this.#candidates.push({ source, index, hash: value, length: tokens.length })
+      this.#candidates.push({ source, index, hash: value, length })
       if (this.#candidates.length >= mostCandidates) this.#candidates = this.#needed()
     }
   }
@@ -75,9 +66,17 @@ export class HoldOut {
 }
 
 /** The same for sources that are complete; returns how many were added. */
-export const holdOut = (sources: ReadonlyArray<Source>, fraction: number, blockLength: number): number => {
+export const holdOut = (
+  native: Native,
+  sources: ReadonlyArray<Source>,
+  fraction: number,
+  blockLength: number
+): number => {
   const decision = new HoldOut(sources, fraction, blockLength)
   for (const [s, source] of sources.entries())
-    for (let i = 0; i < source.documents; i++) decision.see(s, i, source.document(i))
+    for (let i = 0; i < source.documents; i++) {
+      const tokens = source.document(i)
+      decision.see(s, i, native.documentHashes(tokens, Int32Array.of(0, tokens.length))[0] ?? 0, tokens.length)
+    }
   return decision.finish()
 }

@@ -8,6 +8,7 @@ import { Effect, Schema } from "effect"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { StageError } from "../pipeline/StageType.ts"
 import { arrow, batchOf, columnOf, openWriter, readBatches, type Room } from "./ArrowFile.ts"
+import { load } from "../engine/Native.ts"
 import { fileFailure } from "./FileFailure.ts"
 
 /** "document": one at the start (BOS) or end (EOS) of every document. */
@@ -209,6 +210,10 @@ export const readShard = Effect.fn("TokenShards.readShard")(function* (
     return yield* failure(`the columns are ${columns.join(", ")}, not ${expected(policy)}`)
   if (metadata["tokenizer_digest"] !== policy.tokenizer_digest)
     return yield* failure("its tokenizer is not the one that the facts name")
+  const native = yield* Effect.mapError(
+    load,
+    (error) => new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
+  )
   const rows = batches.map((batch): ShardRows => {
     const list = columnOf<List<Uint16 | Uint32>>(batch, 0)
     const child = list.children[0] as (typeof list.children)[number] & { readonly values: TokenArray }
@@ -226,7 +231,7 @@ export const readShard = Effect.fn("TokenShards.readShard")(function* (
     const ordered = offsets.every((offset, i) => offset >= (i === 0 ? 0 : (offsets[i - 1] ?? 0)))
     if (!ordered || offsets.length !== documents + 1 || (offsets.at(-1) ?? 0) > tokens.length)
       return yield* failure("its document offsets are out of order")
-    if (largest(tokens) >= policy.vocabulary_size)
+    if (native.largestId(tokens) >= policy.vocabulary_size)
       return yield* failure(`it has token ids beyond the vocabulary of ${policy.vocabulary_size}`)
   }
   const counted = rows.reduce((sum, { offsets }) => sum + (offsets.at(-1) ?? 0) - (offsets[0] ?? 0), 0)

@@ -148,6 +148,10 @@ export interface Native {
   readonly Loader: new (path: string, layout: LoaderLayout) => Loader
   /** XXH64 of the bytes, its upper 53 bits as a fraction in [0, 1). */
   textHash(bytes: Uint8Array, seed: number): number
+  /** Of each document, tokens [offsets[i], offsets[i + 1]), as textHash of its bytes in memory under the seed 0. */
+  documentHashes(tokens: Uint16Array | Uint32Array, offsets: Int32Array): Float64Array
+  /** -1 for none. */
+  largestId(tokens: Uint16Array | Uint32Array): number
   /**
    * Gives memory that was freed back to the system, where the C library keeps it in many pieces: threads that allocate and free large buffers in turns
    * leave some in each of its arenas.

@@ -135,7 +135,7 @@ const LIT_FILES_PER_RANK = 8
 
 export const packStage = defineStage({
   name: "pack",
-  version: 1,
+  version: 2,
   describe: "Cuts tokens into blocks of seq_len + 1, mixes sources, holds documents out for validation",
   params: {
     seq_len: parameter(Schema.Int.check(Schema.isGreaterThan(0)), {
@@ -195,6 +195,11 @@ export const packStage = defineStage({
         "litgpt's files cannot tell padding from text, which packing: best-fit has",
         "set packing: concatenate, or drop litgpt"
       )
+    const { load } = yield* Effect.promise(() => import("../engine/Native.ts"))
+    const native = yield* Effect.mapError(
+      load,
+      (error) => new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
+    )
     const inputs = yield* Effect.forEach(context.inputs.tokens, (handle) =>
       Effect.map(factsOf(handle), (facts) => ({ handle, name: handle.origin, facts }))
     )
@@ -210,33 +215,37 @@ export const packStage = defineStage({
       context.stopRequested() ? new Preempted({ message: "stopped while packing; it starts anew" }) : Effect.void
     )
     const sources = inputs.map(({ name }) => new Source(name))
-    const rooms = [emptyRoom(), emptyRoom()]
+    const rooms = [emptyRoom(), emptyRoom(), emptyRoom()]
     const decision = new HoldOut(sources, validation, blockLength)
     for (const [s, { facts, handle }] of inputs.entries()) {
       const pool = yield* Effect.acquireRelease(
         Effect.sync(() => new FilePool()),
         (opened) => Effect.sync(() => opened.close())
       )
-      // While one shard is gone through, the next is read and its digest taken, on threads of their own.
+      // While one shard is gone through, the next two are read and their digests taken, on threads of their own.
       const startReading = (index: number) => {
         const shard = facts.shards[index]
-        return shard === undefined
-          ? Effect.succeed(undefined)
-          : Effect.forkChild(readShard(handle, shard, policy, rooms[index % 2]), { startImmediately: true })
+        const reading =
+          shard === undefined ? Effect.succeed([]) : readShard(handle, shard, policy, rooms[index % rooms.length])
+        return Effect.forkChild(reading, { startImmediately: true })
       }
       let running = yield* startReading(0)
+      let next = yield* startReading(1)
       for (const [index, shard] of facts.shards.entries()) {
         yield* stop
-        const parts = running === undefined ? [] : yield* Fiber.join(running)
-        running = yield* startReading(index + 1)
+        const parts = yield* Fiber.join(running)
+        running = next
+        next = yield* startReading(index + 2)
         for (const rows of parts) {
           const before = sources[s]?.documents ?? 0
           sources[s]?.add(rowsInFile(pool, join(handle.folder, shard.path), rows))
-          for (let row = 0; row < rows.documents; row++)
-            decision.see(s, before + row, rows.tokens.subarray(rows.offsets[row], rows.offsets[row + 1]))
+          const hashes = native.documentHashes(rows.tokens, rows.offsets)
+          for (const [row, value] of hashes.entries())
+            decision.see(s, before + row, value, (rows.offsets[row + 1] ?? 0) - (rows.offsets[row] ?? 0))
         }
       }
     }
+    for (const room of rooms) room.bytes = new Uint8Array(0)
     const added = decision.finish()
     const bestFit = packing === "best-fit"
     const shares = bestFit

@@ -7,6 +7,7 @@ import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
 import { openPackedDataset, openSplit, type PackedDataset, PackedDatasetFacts } from "../../src/data/PackedDataset.ts"
 import { rowsInMemory, Source } from "../../src/data/DocumentStore.ts"
 import { holdOut } from "../../src/data/HoldOut.ts"
+import { load } from "../../src/engine/Native.ts"
 import { interleave, mixtureCounts } from "../../src/data/Packing.ts"
 import { packStage } from "../../src/stages/Pack.ts"
 import { tokenShards } from "../data/token-fixture.ts"
@@ -176,7 +177,7 @@ describe("pack", () => {
       id: String
     })
     const sources = [new Source("a", [part]), new Source("b", [part, part])]
-    holdOut(sources, 0.2, 4)
+    holdOut(Effect.runSync(load), sources, 0.2, 4)
     const [a, b] = sources.map((source) =>
       Array.from({ length: source.documents }, (_, i) => (source.isHeldOut(i) ? 1 : 0))
     )
@@ -193,7 +194,10 @@ describe("pack", () => {
         "seq_len 2,048 is larger than the data: 4 tokens in all, 4 of them to train on"
       ])
       const both = [...tokens, more]
-      assert.include((yield* refused(both, { seq_len: 31, weights: [1, 1] }))[1], "a.tokens has 4 tokens to train on")
+      assert.include(
+        (yield* refused(both, { seq_len: 31, weights: [1, 1], validation: 0 }))[1],
+        "a.tokens has 4 tokens to train on"
+      )
       assert.include((yield* refused(both, { seq_len: 31, weights: [1] }))[1], "weights has 1 numbers for 2 inputs")
       assert.include((yield* refused(both, { seq_len: 31, weights: [0, 0] }))[1], "all weights are 0")
       const { warnings } = yield* pack(both, { seq_len: 31, validation: 0 })
