@@ -22,11 +22,14 @@ describe("Format", () => {
     ])
   })
   it("durations", () => {
-    assert.deepStrictEqual([0.44, 12, 185, 7620, Number.NaN].map(Format.duration), [
+    assert.deepStrictEqual([0.44, 12, 185, 7620, 359_999, 7_812_500, 1e11, Number.NaN].map(Format.duration), [
       "0.4 s",
       "12 s",
       "3 m 05 s",
       "2 h 07 m",
+      "99 h 59 m",
+      "2,170 h (90 d)",
+      "27,777,778 h (3,169 years)",
       "?"
     ])
   })

@@ -25,8 +25,9 @@ describe("FileFailure", () => {
 
   // /dev/full (Linux) is a disk without room: every write fails with ENOSPC
   const full = it.live.skipIf(!existsSync("/dev/full"))
+  const noFull = existsSync("/dev/full") ? "" : " (no /dev/full here)"
 
-  full("a full disk while writing a shard", () =>
+  full(`a full disk while writing a shard${noFull}`, () =>
     Effect.gen(function* () {
       const folder = yield* temporaryFolder
       symlinkSync("/dev/full", join(folder, "shard"))
@@ -38,7 +39,7 @@ describe("FileFailure", () => {
     })
   )
 
-  full("a full disk while packing", () =>
+  full(`a full disk while packing${noFull}`, () =>
     Effect.gen(function* () {
       const folder = yield* temporaryFolder
       symlinkSync("/dev/full", join(folder, "train.arrow"))

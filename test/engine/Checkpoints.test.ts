@@ -159,8 +159,9 @@ describe("Checkpoints", () => {
   )
 
   // Linux's /dev/full refuses every write as a full disk does.
+  const noFull = existsSync("/dev/full") ? "" : " (no /dev/full here)"
   it.live.skipIf(!existsSync("/dev/full"))(
-    "a full disk names the place and the way on, and leaves the former intact",
+    `a full disk names the place and the way on, and leaves the former intact${noFull}`,
     () =>
       Effect.gen(function* () {
         const fs = yield* FileSystem.FileSystem

@@ -21,7 +21,8 @@ if (missing) {
   )
 }
 
-describe.skipIf(missing)("Tokenizer beside SentencePiece", () => {
+const title = `Tokenizer beside SentencePiece${missing ? " (not installed here: the committed ids stand in)" : ""}`
+describe.skipIf(missing)(title, () => {
   const withModel = <A>(body: (model: string, folder: string) => Promise<A>) =>
     Effect.gen(function* () {
       const vocabulary = yield* loadVocabulary("llama-2")

@@ -1,7 +1,10 @@
 /** docs/change-classes.md says of every parameter and port what its definition says, and why; the rules say it for pairs of values. */
 import { readFileSync } from "node:fs"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, type Schema } from "effect"
+import { Effect, Layer, type Schema } from "effect"
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { loadPipelineText } from "../../src/pipeline/file/Pipeline.ts"
+import { diffPipelines } from "../../src/pipeline/plan/Diff.ts"
 import { parameterDifferences } from "../../src/pipeline/plan/KeyDifference.ts"
 import { StageRegistry } from "../../src/pipeline/StageRegistry.ts"
 import type { AnyStageType, ChangeClass } from "../../src/pipeline/StageType.ts"
@@ -140,6 +143,40 @@ describe("change classes", () => {
         yield* classes("download", {}, { sources: [{ path: "a" }] }, { sources: [{ path: "b" }, { path: "a" }] }),
         { sources: "additive" }
       )
+    })
+  )
+})
+
+describe("models to measure", () => {
+  const text = (models: string, lr = "4e-4", epochs = "2") => `version: 1
+name: t
+stages:
+  text: { uses: download, with: { sources: [{ path: a.txt }] } }
+  tokens: { uses: tokenize, in: { documents: [text.documents] } }
+  packed: { uses: pack, in: { tokens: [tokens.tokens] }, with: { seq_len: 64 } }
+  base: { uses: pretrain, in: { data: packed.dataset }, with: { model: llama-15m, max_tokens: 1e6, lr: { peak: ${lr} } } }
+  final: { uses: checkpoint, in: { state: base.state } }
+  hf: { uses: convert, in: { checkpoint: final.checkpoint } }
+  chat: { uses: sft, in: { base: final.checkpoint, conversations: text.documents }, with: { epochs: ${epochs} } }
+  scores: { uses: eval, in: { models: [${models}], data: packed.dataset } }
+`
+  const load = (source: string) =>
+    loadPipelineText({ label: "pipeline.yaml", text: source, baseDirectory: "/nowhere" }).pipe(
+      Effect.provide(Layer.provideMerge(Stages.layer, NodeServices.layer))
+    )
+  const effectOnScores = (before: string, after: string) =>
+    Effect.map(
+      Effect.all([load(before), load(after)]),
+      ([old, now]) => diffPipelines(old, now).stages.find(({ stage }) => stage === "scores")?.effect
+    )
+
+  it.live("scores of those that stay are kept; where none stays, nothing is", () =>
+    Effect.gen(function* () {
+      const both = "hf.model, chat.model"
+      assert.strictEqual(yield* effectOnScores(text("hf.model"), text(both)), "additive")
+      assert.strictEqual(yield* effectOnScores(text(both), text(both, "4e-4", "3")), "additive")
+      assert.strictEqual(yield* effectOnScores(text(both), text(both, "5e-4")), "stale")
+      assert.strictEqual(yield* effectOnScores(text("hf.model"), text("chat.model")), "stale")
     })
   )
 })

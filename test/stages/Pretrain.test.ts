@@ -121,28 +121,30 @@ describe("pretrain", () => {
   )
 
   // Linux's /dev/full refuses every write as a full disk does.
-  it.live.skipIf(!existsSync("/dev/full"))("a full disk fails as such and keeps the checkpoint before", () =>
-    Effect.gen(function* () {
-      const data = yield* tinyDataset({ train: 16, validation: 0 })
-      const work = yield* temporaryFolder
-      const undisturbed = yield* pretrain(data)
-      yield* Effect.flip(pretrain(data, { work, stopAfterPolls: 10 }))
-      // The first save after the resume is that of step 6.
-      const full: typeof pretrainStage = {
-        ...pretrainStage,
-        run: (context) =>
-          Effect.updateService(pretrainStage.run(context), FileSystem.FileSystem, (fs) => ({
-            ...fs,
-            open: (path, options) => fs.open(path.includes(".draft-step-00000006/") ? "/dev/full" : path, options)
-          }))
-      }
-      const error = yield* stageError(runStage(full, { work, params, inputs: { data } }))
-      assert.strictEqual(error.failure, "disk-full")
-      assert.match(error.message, /checkpoint of step 6 .*the checkpoint of step 5 is intact/u)
-      assert.include(error.next, "goes on from step 5")
-      const { outputs } = yield* pretrain(data, { work })
-      assert.deepStrictEqual(filesOf(outputs.state.folder), filesOf(undisturbed.outputs.state.folder))
-    }).pipe(Effect.scoped)
+  it.live.skipIf(!existsSync("/dev/full"))(
+    `a full disk fails as such and keeps the checkpoint before${existsSync("/dev/full") ? "" : " (no /dev/full here)"}`,
+    () =>
+      Effect.gen(function* () {
+        const data = yield* tinyDataset({ train: 16, validation: 0 })
+        const work = yield* temporaryFolder
+        const undisturbed = yield* pretrain(data)
+        yield* Effect.flip(pretrain(data, { work, stopAfterPolls: 10 }))
+        // The first save after the resume is that of step 6.
+        const full: typeof pretrainStage = {
+          ...pretrainStage,
+          run: (context) =>
+            Effect.updateService(pretrainStage.run(context), FileSystem.FileSystem, (fs) => ({
+              ...fs,
+              open: (path, options) => fs.open(path.includes(".draft-step-00000006/") ? "/dev/full" : path, options)
+            }))
+        }
+        const error = yield* stageError(runStage(full, { work, params, inputs: { data } }))
+        assert.strictEqual(error.failure, "disk-full")
+        assert.match(error.message, /checkpoint of step 6 .*the checkpoint of step 5 is intact/u)
+        assert.include(error.next, "goes on from step 5")
+        const { outputs } = yield* pretrain(data, { work })
+        assert.deepStrictEqual(filesOf(outputs.state.folder), filesOf(undisturbed.outputs.state.folder))
+      }).pipe(Effect.scoped)
   )
 
   it.live("what does not fit together is refused, with the place and the next step", () =>

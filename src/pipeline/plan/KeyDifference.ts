@@ -93,10 +93,23 @@ export const differences = (
     for (const port of unionOfKeys(before.inputs, after.inputs)) {
       if (canonicalJson(before.inputs[port] ?? []) === canonicalJson(after.inputs[port] ?? [])) continue
       const origin = (edges[port] ?? []).map((edge) => `${edge.stage}.${edge.port}`).join(", ")
-      found.push({ _tag: "InputChanged", port, origin, change: type.inputs[port]?.change ?? "identity" })
+      const change = inputChange(type, port, before.inputs[port] ?? [], after.inputs[port] ?? [])
+      found.push({ _tag: "InputChanged", port, origin, change })
     }
   }
   return found
+}
+
+/** An additive port keeps what belongs to the artifacts that stayed: where a port that must be joined keeps none, nothing is left to add to. */
+const inputChange = (
+  type: AnyStageType,
+  name: string,
+  before: ReadonlyArray<string>,
+  after: ReadonlyArray<string>
+): ChangeClass => {
+  const port = type.inputs[name]
+  if (port?.change !== "additive") return "identity"
+  return port.optional === true || after.some((artifact) => before.includes(artifact)) ? "additive" : "identity"
 }
 
 /** Parameter by parameter; inside a parameter leaf by leaf, lists being leaves. Each leaf carries its parameter's class. */

@@ -51,7 +51,8 @@ export class KeyLedger extends Context.Service<
     ) => Effect.Effect<void, StageError>
     /** undefined when nobody recorded them, or when the file is no longer what its name says. */
     readonly parts: (key: string) => Effect.Effect<KeyParts | undefined>
-    readonly history: (pipeline: string) => Effect.Effect<KeyHistory>
+    /** Empty for a pipeline that never ran; fails where the disk does not tell. */
+    readonly history: (pipeline: string) => Effect.Effect<KeyHistory, StageError>
     readonly accept: (acceptance: Acceptance) => Effect.Effect<void, StageError>
     readonly revoke: (key: string) => Effect.Effect<void, StageError>
     readonly accepted: (key: string) => Effect.Effect<Acceptance | undefined>
@@ -88,7 +89,14 @@ const make = Effect.gen(function* () {
   })
 
   const history = Effect.fn("KeyLedger.history")(function* (pipeline: string) {
-    const text = yield* Effect.orElseSucceed(fs.readFileString(historyOf(pipeline)), () => "")
+    const file = historyOf(pipeline)
+    const text = yield* fs.readFileString(file).pipe(
+      Effect.catchIf(
+        (error) => error.reason._tag === "NotFound",
+        () => Effect.succeed("")
+      ),
+      Effect.mapError(storageFailure(file))
+    )
     const stages = new Map<string, Map<string, HistoryEntry>>()
     for (const line of text.split("\n").toReversed()) {
       // A crash tears the last line at most; what does not decode is no entry.

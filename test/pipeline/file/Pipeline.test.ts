@@ -223,6 +223,18 @@ const cases: ReadonlyArray<{
     ]
   },
   {
+    name: "a kind of GPU that is not known",
+    text: `${head}stages:\n  a: { uses: write, with: { text: x }, resources: { gpus: 2, gpu: a1000 } }\n`,
+    errors: [
+      {
+        at: "4:67",
+        path: "stages.a.resources.gpu",
+        message: /unknown kind of GPU "a1000"; known are a100, h100/u,
+        suggestion: "a100"
+      }
+    ]
+  },
+  {
     name: "overrides and profiles that do not fit",
     text: `${head}vars: { n: 1 }\nstages:\n  base: { uses: write, with: { text: x } }\nprofiles:\n  smoke: { stage: {} }\n`,
     options: {

@@ -1,6 +1,6 @@
 /** What an edit does to results that exist: fields with their class, stages with their effect; text that means the same is no difference. */
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Layer } from "effect"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { diffPipelines, type PipelineDiff } from "../../../src/pipeline/plan/Diff.ts"
 import { describeChange } from "../../../src/pipeline/plan/KeyDifference.ts"
@@ -19,8 +19,7 @@ stages:
 
 const load = (source: string) =>
   loadPipelineText({ label: "pipeline.yaml", text: source, baseDirectory: "/nowhere" }).pipe(
-    Effect.provide(testRegistry),
-    Effect.provide(NodeServices.layer)
+    Effect.provide(Layer.provideMerge(testRegistry, NodeServices.layer))
   )
 const compare = (before: string, after: string) =>
   Effect.map(Effect.all([load(before), load(after)]), ([a, b]) => diffPipelines(a, b))

@@ -1,5 +1,5 @@
 /** A store that people or disks have damaged: it is told where and what, and the next run puts it right. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs"
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
@@ -48,6 +48,22 @@ describe("a damaged store", () => {
       )
       assert.deepStrictEqual(storeContent(place.runs), content)
       assert.deepStrictEqual(yield* verify(place, digest), [])
+    }).pipe(Effect.scoped)
+  )
+
+  it.live("a history that cannot be read is told with its place, and nothing runs anew for it", () =>
+    Effect.gen(function* () {
+      const { place } = yield* complete
+      const history = join(place.runs, "store", "history", "t.jsonl")
+      const content = readFileSync(history)
+      rmSync(history)
+      mkdirSync(history)
+      const error = yield* Effect.flip(runHere(place))
+      assert.match(error.message, /store\/history\/t\.jsonl: BadResource/u)
+      assert.match("next" in error ? error.next : "", /folder is there/u)
+      rmSync(history, { recursive: true })
+      writeFileSync(history, content)
+      assert.deepStrictEqual(outcomes(yield* runHere(place)), { a: "cached", b: "cached" })
     }).pipe(Effect.scoped)
   )
 
