@@ -54,6 +54,7 @@ class TokenizerWrap : public Napi::ObjectWrap<TokenizerWrap> {
     return DefineClass(env, "Tokenizer",
                        {InstanceAccessor<&TokenizerWrap::vocabulary_size>("vocabularySize"), InstanceMethod<&TokenizerWrap::encode>("encode"),
                         InstanceMethod<&TokenizerWrap::encode_batch>("encodeBatch"),
+                        InstanceMethod<&TokenizerWrap::encode_ranges>("encodeRanges"),
                         InstanceMethod<&TokenizerWrap::decode>("decode"), InstanceMethod<&TokenizerWrap::first_invalid_utf8>("firstInvalidUtf8")});
   }
 
@@ -98,20 +99,31 @@ class TokenizerWrap : public Napi::ObjectWrap<TokenizerWrap> {
 
   // encodeBatch(text: Uint8Array, offsets: Uint32Array, options: EncodeOptions, threads: number): Promise<EncodedBatch>
   Napi::Value encode_batch(const Napi::CallbackInfo& info) {
-    const auto text = byte_argument(info);
     const auto offsets = uint32_argument(info[1], "offsets");
+    return encode_documents(info, std::span<const std::uint32_t>{offsets.Data(), offsets.ElementLength()});
+  }
+
+  // encodeRanges(text: Uint8Array, ranges: Uint32Array, options: EncodeOptions, threads: number): Promise<EncodedBatch>
+  Napi::Value encode_ranges(const Napi::CallbackInfo& info) {
+    const auto ranges = uint32_argument(info[1], "ranges");
+    require(ranges.ElementLength() % 2 == 0, "ranges holds a begin and an end of each document");
+    return encode_documents(info, std::span<const ByteRange>{reinterpret_cast<const ByteRange*>(ranges.Data()), ranges.ElementLength() / 2});
+  }
+
+  template <typename Documents>
+  Napi::Value encode_documents(const Napi::CallbackInfo& info, Documents documents) {
+    const auto text = byte_argument(info);
     const EncodeOptions options = options_argument(info, 2);
     const std::int64_t threads = integer_argument(info[3], "threads");
     require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
     // Both arrays stay where they are, and alive, until the promise settles.
     auto held = std::make_shared<Napi::ObjectReference>(Napi::Persistent(Napi::Object::New(info.Env())));
     held->Set("text", info[0]);
-    held->Set("offsets", info[1]);
-    const std::span<const std::uint32_t> starts{offsets.Data(), offsets.ElementLength()};
+    held->Set("documents", info[1]);
     return std::visit(
         [&]<typename Id>(const std::shared_ptr<BatchEncoder<Id>>& encoder) -> Napi::Value {
           return run_async<EncodedBatch<Id>>(
-              info.Env(), "encodeBatch", [=] { return encoder->encode(text, starts, options, static_cast<int>(threads)); },
+              info.Env(), "encodeBatch", [=] { return encoder->encode(text, documents, options, static_cast<int>(threads)); },
               [held](Napi::Env env, EncodedBatch<Id>& batch) { return batch_object(env, batch); });
         },
         encoder_);

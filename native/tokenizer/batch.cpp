@@ -28,12 +28,12 @@ struct Task {
   IdBuffer<Id> ids;
 };
 
-std::vector<Part> parts_of(const Vocabulary& vocabulary, std::span<const std::uint8_t> text, std::span<const std::uint32_t> offsets) {
+std::vector<Part> parts_of(const Vocabulary& vocabulary, std::span<const std::uint8_t> text, std::span<const ByteRange> documents) {
   std::vector<Part> parts;
-  parts.reserve(offsets.size());
-  for (std::size_t document = 0; document + 1 < offsets.size(); ++document) {
-    const std::size_t document_end = offsets[document + 1];
-    Part part{offsets[document], document_end, true, true};
+  parts.reserve(documents.size());
+  for (const ByteRange document : documents) {
+    const std::size_t document_end = document.end;
+    Part part{document.begin, document_end, true, true};
     while (vocabulary.line_feed_is_wall() && document_end - part.begin > 2 * task_bytes) {
       const void* const line_feed = std::memchr(text.data() + part.begin + task_bytes, '\n', document_end - part.begin - task_bytes);
       if (line_feed == nullptr) break;
@@ -97,11 +97,22 @@ std::vector<std::int32_t> BatchEncoder<Id>::encode(std::span<const std::uint8_t>
 template <typename Id>
 EncodedBatch<Id> BatchEncoder<Id>::encode(std::span<const std::uint8_t> text, std::span<const std::uint32_t> offsets, const EncodeOptions& options,
                                           int threads) {
-  require(text.size() < text_limit, "a batch of " + std::to_string(text.size()) + " bytes is too large; the limit is 1 GiB");
-  require(threads >= 1 && threads <= 1024, "a batch is encoded on 1 to 1024 threads, not " + std::to_string(threads));
   require(!offsets.empty() && std::is_sorted(offsets.begin(), offsets.end()) && offsets.back() <= text.size(),
           "the offsets of a batch are one more than its documents, ascend, and end inside the text");
-  const std::vector<Part> parts = parts_of(*vocabulary_, text, offsets);
+  std::vector<ByteRange> documents;
+  documents.reserve(offsets.size() - 1);
+  for (std::size_t i = 0; i + 1 < offsets.size(); ++i) documents.push_back({offsets[i], offsets[i + 1]});
+  return encode(text, documents, options, threads);
+}
+
+template <typename Id>
+EncodedBatch<Id> BatchEncoder<Id>::encode(std::span<const std::uint8_t> text, std::span<const ByteRange> documents, const EncodeOptions& options,
+                                          int threads) {
+  require(text.size() < text_limit, "a batch of " + std::to_string(text.size()) + " bytes is too large; the limit is 1 GiB");
+  require(threads >= 1 && threads <= 1024, "a batch is encoded on 1 to 1024 threads, not " + std::to_string(threads));
+  require(std::ranges::all_of(documents, [&](ByteRange range) { return range.begin <= range.end && range.end <= text.size(); }),
+          "the documents of a batch lie inside the text");
+  const std::vector<Part> parts = parts_of(*vocabulary_, text, documents);
   std::vector<Task<Id>> tasks = tasks_of<Id>(parts);
   std::vector<std::uint32_t> counts(parts.size());
   const std::size_t used = std::max<std::size_t>(1, std::min<std::size_t>(static_cast<std::size_t>(threads), tasks.size()));
@@ -126,7 +137,7 @@ EncodedBatch<Id> BatchEncoder<Id>::encode(std::span<const std::uint8_t> text, st
   });
 
   EncodedBatch<Id> batch;
-  batch.offsets.reserve(offsets.size());
+  batch.offsets.reserve(documents.size() + 1);
   std::size_t total = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     if (parts[p].first) batch.offsets.push_back(static_cast<std::uint32_t>(total));

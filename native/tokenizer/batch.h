@@ -17,6 +17,11 @@ struct EncodedBatch {
   std::vector<std::uint32_t> offsets;  // document i has ids [offsets[i], offsets[i + 1])
 };
 
+// Bytes [begin, end) of a text.
+struct ByteRange {
+  std::uint32_t begin, end;
+};
+
 // Safe to call from several threads at once. Keeps the encoders, with what they learnt, for the next call. Beyond its result a call holds as many ids
 // again while it joins the parts.
 template <typename Id>
@@ -32,6 +37,9 @@ class BatchEncoder {
   // documents are cut behind line feeds, where the vocabulary has no piece across one. Throws Error for offsets that descend or leave the text, for
   // threads outside 1..1024, and for 1 GiB of text or more.
   EncodedBatch<Id> encode(std::span<const std::uint8_t> text, std::span<const std::uint32_t> offsets, const EncodeOptions& options, int threads);
+
+  // The same for documents that need not lie end to end, nor in order. Throws Error for ranges that leave the text.
+  EncodedBatch<Id> encode(std::span<const std::uint8_t> text, std::span<const ByteRange> documents, const EncodeOptions& options, int threads);
 
  private:
   std::unique_ptr<Encoder<Id>> borrow();

@@ -1,4 +1,7 @@
-/** Gathers documents into batches for the tokenizer's threads. Two buffers take turns: while one is tokenized, the other is filled. */
+/**
+ * Gathers documents into batches for the tokenizer's threads. A batch that a reader left in one place is tokenized there, without copying; small ones are
+ * put together in two buffers that take turns: while one is tokenized, the other is filled.
+ */
 import { Effect } from "effect"
 import type { EncodedBatch } from "../engine/Native.ts"
 import type { Tokenizer } from "../engine/Tokenizer.ts"
@@ -21,27 +24,33 @@ export interface Encoded {
   readonly encoded: EncodedBatch
 }
 
-interface Gathered {
-  text: Uint8Array<ArrayBuffer>
-  filled: number
-  offsets: Array<number>
-  entries: Array<Entry>
-  documents: Array<DocumentItem>
-}
+/** Where documents lie in one buffer, and what is known of them. */
+class Gathered {
+  text: Uint8Array
+  filled = 0
+  readonly ranges: Array<number> = []
+  readonly entries: Array<Entry> = []
+  readonly documents: Array<DocumentItem> = []
 
-const empty = (text: Uint8Array<ArrayBuffer>): Gathered => ({
-  text,
-  filled: 0,
-  offsets: [0],
-  entries: [],
-  documents: []
-})
+  constructor(text: Uint8Array) {
+    this.text = text
+  }
+
+  /** `begin`: of the document in the text. */
+  enter(item: DocumentItem, begin: number, at: { readonly done: number; readonly file: number }): void {
+    const { bytes, ...entry } = item
+    this.ranges.push(begin, begin + bytes.length)
+    this.entries.push({ ...entry, ...at, length: bytes.length })
+    this.documents.push(item)
+  }
+}
 
 export class BatchEncoder {
   readonly #tokenizer: Tokenizer
   readonly #options: { readonly addBos: boolean; readonly addEos: boolean; readonly threads: number }
-  #now: Gathered = empty(new Uint8Array(2 * batchBytes))
+  #buffer: Uint8Array<ArrayBuffer> = new Uint8Array(2 * batchBytes)
   #other: Uint8Array<ArrayBuffer> = new Uint8Array(2 * batchBytes)
+  #now = new Gathered(this.#buffer)
 
   constructor(
     tokenizer: Tokenizer,
@@ -55,51 +64,55 @@ export class BatchEncoder {
     }
   }
 
-  /** Copies the documents; true: the batch is full. */
-  add({ done, file, items }: ItemBatch): boolean {
-    const now = this.#now
+  /** Takes documents in; true: the batch is full, and must be started before anything else is added or read. */
+  add({ arena, done, file, items }: ItemBatch): boolean {
+    const at = { done, file }
+    const inPlace = arena !== undefined && this.#now.filled === 0 && textBytes(items) >= batchBytes / 2
+    if (inPlace) this.#now.text = arena
     for (const item of items) {
-      if (item.kind === "passed") {
-        now.entries.push({ ...item, done, file })
-        continue
-      }
-      const { bytes, ...entry } = item
-      const end = now.filled + bytes.length
-      if (end > now.text.length) {
-        const grown = new Uint8Array(Math.max(end, 2 * now.text.length))
-        grown.set(now.text.subarray(0, now.filled))
-        now.text = grown
-      }
-      now.text.set(bytes, now.filled)
-      now.filled = end
-      now.offsets.push(end)
-      now.entries.push({ ...entry, done, file, length: bytes.length })
-      now.documents.push(item)
+      if (item.kind === "passed") this.#now.entries.push({ ...item, ...at })
+      else this.#now.enter(item, inPlace ? item.bytes.byteOffset - arena.byteOffset : this.#copy(item.bytes), at)
     }
-    return now.filled >= batchBytes || now.entries.length >= 2 ** 16
+    return inPlace || this.#now.filled >= batchBytes || this.#now.entries.length >= 2 ** 16
   }
 
-  /** Tokenizes what was gathered, while the next batch may be gathered. */
+  /** Where the bytes stand in the buffer now. */
+  #copy(bytes: Uint8Array): number {
+    const begin = this.#now.filled
+    const end = begin + bytes.length
+    if (end > this.#buffer.length) {
+      const grown = new Uint8Array(Math.max(end, 2 * this.#buffer.length))
+      grown.set(this.#buffer.subarray(0, begin))
+      this.#buffer = grown
+      this.#now.text = grown
+    }
+    this.#buffer.set(bytes, begin)
+    this.#now.filled = end
+    return begin
+  }
+
+  /** Tokenizes what was gathered, while the next batch may be gathered. The one before must be done. */
   start(): Effect.Effect<Encoded> {
-    const { documents, entries, filled, offsets, text } = this.#now
-    this.#now = empty(this.#other)
-    this.#other = text
-    const ends = Uint32Array.from(offsets)
+    const { documents, entries, ranges, text } = this.#now
+    if (text === this.#buffer) [this.#buffer, this.#other] = [this.#other, this.#buffer]
+    this.#now = new Gathered(this.#buffer)
+    const places = Uint32Array.from(ranges)
     const whole = documents.every(({ first, last }) => first && last)
     const encoded: Effect.Effect<EncodedBatch> = whole
-      ? this.#tokenizer.encodeBatch(text.subarray(0, filled), ends, this.#options)
-      : Effect.sync(() => this.#withParts(text, ends, documents))
+      ? this.#tokenizer.encodeRanges(text, places, this.#options)
+      : Effect.sync(() => this.#withParts(text, places, documents))
     return Effect.map(encoded, (batch) => ({ entries, encoded: batch }))
   }
 
   /** Parts of long documents differ in what goes around them. */
-  #withParts(text: Uint8Array, ends: Uint32Array, documents: ReadonlyArray<DocumentItem>): EncodedBatch {
+  #withParts(text: Uint8Array, ranges: Uint32Array, documents: ReadonlyArray<DocumentItem>): EncodedBatch {
     const { addBos, addEos } = this.#options
+    const { dummyPrefix } = this.#tokenizer.vocabulary
     const all = documents.map(({ first, last }, i) =>
-      this.#tokenizer.encode(text.subarray(ends[i], ends[i + 1]), {
+      this.#tokenizer.encode(text.subarray(ranges[2 * i], ranges[2 * i + 1]), {
         addBos: addBos && first,
         addEos: addEos && last,
-        dummyPrefix: first
+        dummyPrefix: dummyPrefix && first
       })
     )
     const ids = new Uint32Array(all.reduce((sum, { length }) => sum + length, 0))
@@ -111,3 +124,6 @@ export class BatchEncoder {
     return { ids, offsets }
   }
 }
+
+const textBytes = (items: ItemBatch["items"]): number =>
+  items.reduce((sum, item) => sum + (item.kind === "document" ? item.bytes.length : 0), 0)

@@ -73,6 +73,8 @@ interface FileBatch {
   readonly items: ReadonlyArray<Item>
   /** Bytes that were read to get this far: here of one file, in an ItemBatch of all. */
   readonly done: number
+  /** Where the bytes of all documents lie, if in one place: it stays as it is until the batch after the next is asked for. */
+  readonly arena?: Uint8Array
 }
 
 /** Items of one file, by its number. */
@@ -353,13 +355,13 @@ async function* readFile(sieve: Sieve, file: LocatedFile, from: Cursor): AsyncGe
   if (file.format === "litpkds")
     throw invalid(`${file.source} holds tokens, not text`, "take it in with the stage type import-packed")
   let partsRead = from.part
-  for await (const { consumed, rows } of rowsOf(sieve, file, from)) {
+  for await (const { arena, consumed, rows } of rowsOf(sieve, file, from)) {
     const items: Array<Item> = []
     for (const row of rows) {
       items.push(...sieve.itemsOf(file, number, row, partsRead))
       partsRead = 0
     }
-    yield { items, done: consumed }
+    yield { items, done: consumed, ...(arena === undefined ? {} : { arena }) }
   }
 }
 

@@ -1,9 +1,9 @@
 /**
  * Rows of a jsonl file, plain or compressed. The native scanner finds the fields and unescapes the text on bytes; JavaScript sees numbers only. Memory
- * is twice the longest row, and 4 MiB at least.
+ * is four times the longest row, and 6 MiB at least.
  */
 import type { JsonRows, Native } from "../engine/Native.ts"
-import { readPieces } from "./Decompression.ts"
+import { BrokenStream, readPieces } from "./Decompression.ts"
 import {
   type Bad,
   compound,
@@ -18,6 +18,8 @@ import {
 /** Longer rows are bad rows: a corpus that has them is better kept as text files, which are read in parts. */
 const longestRow = 2 ** 26
 const firstCapacity = 2 ** 21
+/** Bytes that are gathered before rows are looked for: a batch for the tokenizer. */
+const scanBytes = 2 ** 20
 const rowsPerScan = 4096
 
 /** The record that JsonRows.scan writes, in Int32s. */
@@ -51,7 +53,8 @@ class Scan {
   readonly records: Int32Array
   readonly stride: number
   input: Buffer = Buffer.allocUnsafe(firstCapacity)
-  arena: Buffer = Buffer.allocUnsafe(firstCapacity)
+  /** The first is for the texts of the next scan. The other holds those that were given out last: they may be in the tokenizer still. */
+  arenas: readonly [Buffer, Buffer] = [Buffer.allocUnsafe(firstCapacity), Buffer.allocUnsafe(firstCapacity)]
   /** Bytes of `input` that are filled, and the offset in the text of its first byte. */
   filled = 0
   base: number
@@ -76,16 +79,20 @@ class Scan {
       const grown = Buffer.allocUnsafe(Math.max(needed, 2 * this.input.length))
       grown.set(this.input.subarray(0, this.filled))
       this.input = grown
-      this.arena = Buffer.allocUnsafe(grown.length)
+      this.arenas = [Buffer.allocUnsafe(grown.length), Buffer.allocUnsafe(grown.length)]
     }
     this.input.set(bytes, this.filled)
     this.filled = needed
   }
 
   /** The whole rows that `input` holds from `start` on, and where they end. */
-  rowsFrom(start: number, last: boolean): { readonly rows: ReadonlyArray<SourceRow>; readonly end: number } {
+  rowsFrom(
+    start: number,
+    last: boolean
+  ): { readonly rows: ReadonlyArray<SourceRow>; readonly end: number; readonly arena: Uint8Array } {
     const input = this.input.subarray(0, this.filled)
-    const count = this.scanner.scan(input, start, last, this.arena, this.records)
+    const [arena] = this.arenas
+    const count = this.scanner.scan(input, start, last, arena, this.records)
     const rows: Array<SourceRow> = []
     let end = start
     for (let i = 0; i < count; i++) {
@@ -95,7 +102,12 @@ class Scan {
       if (row !== undefined) rows.push(row)
       this.row++
     }
-    return { rows, end }
+    return { rows, end, arena }
+  }
+
+  /** The texts of the last scan were given out. */
+  turn(): void {
+    this.arenas = [this.arenas[1], this.arenas[0]]
   }
 
   /** Drops what lies before `start`. */
@@ -107,7 +119,8 @@ class Scan {
 
   /** undefined: a blank line. */
   private rowAt(at: number): SourceRow | undefined {
-    const { arena, records } = this
+    const { records } = this
+    const [arena] = this.arenas
     const [code = 0, begin = 0, end = 0, next = 0, errorAt = 0, invalidAt = -1, characters = 0] = records.subarray(
       at,
       at + rowInts
@@ -171,7 +184,8 @@ class Scan {
   }
 
   private valueAt(at: number): FieldValue {
-    const { arena, records } = this
+    const { records } = this
+    const [arena] = this.arenas
     const offset = records[at + 1] ?? 0
     const text = () => arena.toString("utf8", offset, offset + (records[at + 2] ?? 0))
     switch (records[at]) {
@@ -203,55 +217,68 @@ export async function* readJsonl(
   const scan = new Scan(native, fields, from)
   let consumed = 0
   let tooLong: SourceRow | undefined
+  let enough = scanBytes
 
   /** Goes through the buffer; what remains is the beginning of a row. */
   function* drain(last: boolean): Generator<RowBatch> {
     let start = 0
     for (;;) {
-      const { rows, end } = scan.rowsFrom(start, last)
-      if (rows.length > 0) yield { rows, consumed }
+      const { arena, end, rows } = scan.rowsFrom(start, last)
+      if (rows.length > 0) {
+        yield { rows, consumed, arena }
+        scan.turn()
+      }
       if (end === start) break
       start = end
     }
     scan.keepFrom(start)
   }
 
-  for await (const piece of readPieces(file, from.offset)) {
-    consumed = piece.consumed
-    let bytes = piece.bytes
-    if (tooLong !== undefined) {
-      const newline = bytes.indexOf(0x0a)
-      if (newline < 0) {
-        scan.base += bytes.length
-        continue
+  try {
+    for await (const piece of readPieces(file, from.offset)) {
+      consumed = piece.consumed
+      let bytes = piece.bytes
+      if (tooLong !== undefined) {
+        const newline = bytes.indexOf(0x0a)
+        if (newline < 0) {
+          scan.base += bytes.length
+          continue
+        }
+        scan.base += newline + 1
+        scan.row++
+        yield { rows: [{ ...tooLong, next: { offset: scan.base, row: scan.row } }], consumed }
+        tooLong = undefined
+        bytes = bytes.subarray(newline + 1)
       }
-      scan.base += newline + 1
-      scan.row++
-      yield { rows: [{ ...tooLong, next: { offset: scan.base, row: scan.row } }], consumed }
-      tooLong = undefined
-      bytes = bytes.subarray(newline + 1)
-    }
-    scan.append(bytes)
-    yield* drain(false)
-    if (scan.filled > longestRow) {
-      const head = Buffer.from(scan.input.subarray(0, headBytes))
-      tooLong = {
-        offset: scan.base,
-        row: scan.row,
-        next: { offset: scan.base, row: scan.row + 1 },
-        loneSurrogate: false,
-        invalidAt: -1,
-        bad: {
-          reason: "row_too_long",
-          message: `the row has more than ${longestRow} bytes`,
-          next: "give so long a document as a text file, which is read in parts, or set bad_rows: skip"
-        },
-        field: () => undefined,
-        head: () => head
+      scan.append(bytes)
+      if (scan.filled < enough) continue
+      yield* drain(false)
+      // A row that is longer is not looked through for every piece of it.
+      enough = Math.min(Math.max(scanBytes, 2 * scan.filled), longestRow + 1)
+      if (scan.filled > longestRow) {
+        const head = Buffer.from(scan.input.subarray(0, headBytes))
+        tooLong = {
+          offset: scan.base,
+          row: scan.row,
+          next: { offset: scan.base, row: scan.row + 1 },
+          loneSurrogate: false,
+          invalidAt: -1,
+          bad: {
+            reason: "row_too_long",
+            message: `the row has more than ${longestRow} bytes`,
+            next: "give so long a document as a text file, which is read in parts, or set bad_rows: skip"
+          },
+          field: () => undefined,
+          head: () => head
+        }
+        scan.base += scan.filled
+        scan.filled = 0
       }
-      scan.base += scan.filled
-      scan.filled = 0
     }
+  } catch (cause) {
+    // what came before the break is whole
+    if (cause instanceof BrokenStream && tooLong === undefined) yield* drain(false)
+    throw cause
   }
   if (tooLong !== undefined) yield { rows: [{ ...tooLong, next: { offset: scan.base, row: scan.row + 1 } }], consumed }
   yield* drain(true)

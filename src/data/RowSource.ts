@@ -51,6 +51,8 @@ export interface SourceRow extends Position {
 
 export interface RowBatch {
   readonly rows: ReadonlyArray<SourceRow>
+  /** Where all texts lie, if in one place: it stays as it is until the batch after the next is asked for. */
+  readonly arena?: Uint8Array
   /** Bytes of the file that this and all before took. */
   readonly consumed: number
 }

@@ -89,6 +89,8 @@ export interface NativeTokenizer {
    * neither array may change before the promise settles. Long documents are cut behind line feeds; the ids are the same on any number of threads.
    */
   encodeBatch(text: Uint8Array, offsets: Uint32Array, options: EncodeOptions, threads: number): Promise<EncodedBatch>
+  /** The same for documents that need not lie end to end: document i is text [ranges[2 i], ranges[2 i + 1]). */
+  encodeRanges(text: Uint8Array, ranges: Uint32Array, options: EncodeOptions, threads: number): Promise<EncodedBatch>
   /** Bytes of the text, as SentencePiece decodes. Ids outside the vocabulary throw. */
   decode(ids: Int32Array): Uint8Array
   /** Offset of the first byte that is not valid UTF-8, or -1. */

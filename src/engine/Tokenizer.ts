@@ -25,6 +25,8 @@ export interface Tokenizer {
     offsets: Uint32Array,
     options: Partial<Native.EncodeOptions> & { readonly threads: number }
   ) => Effect.Effect<Native.EncodedBatch>
+  /** The same for documents that need not lie end to end: document i is text [ranges[2 i], ranges[2 i + 1]). */
+  readonly encodeRanges: Tokenizer["encodeBatch"]
   /** UTF-8 bytes of the text. Throws an Error for an id outside the vocabulary. */
   readonly decode: (ids: Int32Array | ReadonlyArray<number>) => Uint8Array
   /** Offset of the first byte that is not valid UTF-8, or -1. */
@@ -55,6 +57,8 @@ export const tokenizerOf = Effect.fn("Tokenizer.tokenizerOf")(function* (vocabul
       native.encode(document, { addBos, addEos, dummyPrefix }),
     encodeBatch: (text, offsets, { addBos = false, addEos = false, dummyPrefix = vocabulary.dummyPrefix, threads }) =>
       Effect.promise(() => native.encodeBatch(text, offsets, { addBos, addEos, dummyPrefix }, threads)),
+    encodeRanges: (text, ranges, { addBos = false, addEos = false, dummyPrefix = vocabulary.dummyPrefix, threads }) =>
+      Effect.promise(() => native.encodeRanges(text, ranges, { addBos, addEos, dummyPrefix }, threads)),
     decode: (ids) => native.decode(ids instanceof Int32Array ? ids : Int32Array.from(ids)),
     firstInvalidUtf8: (document) => native.firstInvalidUtf8(document)
   }

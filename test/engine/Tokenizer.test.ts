@@ -93,7 +93,7 @@ describe("Tokenizer", () => {
 
   it.effect("encodes many documents at once, on any number of threads, as one by one", () =>
     Effect.gen(function* () {
-      const { encode, encodeBatch } = yield* loadTokenizer("llama-2")
+      const { encode, encodeBatch, encodeRanges } = yield* loadTokenizer("llama-2")
       const lines = "  if (a) {\n\n    return é\n".repeat(60_000)
       const texts = [...golden.map(({ text = "" }) => text), "", lines, "the end"].map(utf8)
       const offsets = new Uint32Array(texts.length + 1)
@@ -112,6 +112,14 @@ describe("Tokenizer", () => {
           )
         }
       }
+      const backwards = texts.map((_, i) => texts.length - 1 - i)
+      const ranges = backwards.flatMap((i) => [offsets[i]!, offsets[i + 1]!])
+      const batch = yield* encodeRanges(Buffer.concat(texts), Uint32Array.from(ranges), { ...options, threads: 3 })
+      for (const [at, i] of backwards.entries())
+        assert.isTrue(
+          Buffer.from(Uint16Array.from(expected[i]!).buffer).equals(bytesOf(batch.ids, batch.offsets, at)),
+          `document ${i}, out of order`
+        )
       const nothing = yield* encodeBatch(new Uint8Array(), Uint32Array.of(0), { threads: 1 })
       assert.deepStrictEqual([nothing.ids.length, [...nothing.offsets]], [0, [0]])
     })
@@ -119,10 +127,18 @@ describe("Tokenizer", () => {
 
   it.effect("refuses batches whose offsets leave the text, descend, or are none", () =>
     Effect.gen(function* () {
-      const { encodeBatch } = yield* loadTokenizer("llama-2")
+      const { encodeBatch, encodeRanges } = yield* loadTokenizer("llama-2")
       for (const offsets of [[0, 6], [3, 2], []]) {
         const exit = yield* Effect.exit(encodeBatch(utf8("text"), Uint32Array.from(offsets), { threads: 1 }))
         assert.match(String(Exit.isFailure(exit) && Cause.squash(exit.cause)), /the offsets of a batch/u)
+      }
+      for (const [ranges, reason] of [
+        [[0, 5], /lie inside the text/u],
+        [[3, 2], /lie inside the text/u],
+        [[0], /a begin and an end/u]
+      ] as const) {
+        const refused = yield* Effect.exit(encodeRanges(utf8("text"), Uint32Array.from(ranges), { threads: 1 }))
+        assert.match(String(Exit.isFailure(refused) && Cause.squash(refused.cause)), reason)
       }
       const exit = yield* Effect.exit(encodeBatch(utf8("text"), Uint32Array.of(0, 4), { threads: 0 }))
       assert.match(String(Exit.isFailure(exit) && Cause.squash(exit.cause)), /threads/u)

@@ -238,6 +238,33 @@ describe("tokenize", () => {
     })
   )
 
+  it.live("rows of many batches, which are tokenized where the reader left them, beside filtered and small ones", () =>
+    Effect.gen(function* () {
+      const texts = Array.from({ length: 3000 }, (_, i) => `${i}: ${"one word after another, ".repeat(1 + (i % 300))}`)
+      const rows = texts.map((text, i) => JSON.stringify({ text, keep: i % 7 === 0 ? "no" : "yes" }))
+      const files = {
+        "a.jsonl": rows.slice(0, 2990).join("\n"),
+        "b.txt": "small",
+        "c.jsonl": rows.slice(2990).join("\n")
+      }
+      const tokenizer = yield* loadTokenizer("llama-2")
+      const encode = (text: string) => [1, ...tokenizer.encode(Buffer.from(text))]
+      const { documents } = yield* tokenize(
+        { "a.jsonl": files["a.jsonl"], "c.jsonl": files["c.jsonl"] },
+        { where: [{ field: "keep", equals: "yes" }], shard_bytes: 3_000_000 }
+      )
+      assert.deepStrictEqual(
+        documents.map(({ tokens }) => tokens),
+        texts.filter((_, i) => i % 7 !== 0).map(encode)
+      )
+      const mixed = yield* tokenize(files)
+      assert.deepStrictEqual(
+        mixed.documents.map(({ tokens }) => tokens),
+        [...texts.slice(0, 2990), "small", ...texts.slice(2990)].map(encode)
+      )
+    })
+  )
+
   it.live("progress counts bytes up to the whole", () =>
     Effect.gen(function* () {
       const { progress } = yield* tokenize(corpus, { shard_bytes: 100, bad_rows: "skip" })
