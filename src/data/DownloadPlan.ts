@@ -6,10 +6,12 @@ import type { DocumentFormat } from "./Documents.ts"
 import type { Download } from "./HttpDownload.ts"
 import { type Session, shownUrl } from "./HttpTransport.ts"
 import { access, explain, list } from "./Hub.ts"
+import { listObjects, objectUrl, parseS3, type S3Access, s3Access, type S3Object, type S3Settings } from "./S3.ts"
 import {
   formatOf,
   type HubSource,
   hubSourceOf,
+  isPrefix,
   listOf,
   resolveLocal,
   type Selected,
@@ -92,6 +94,59 @@ const planUrl = Effect.fnUntraced(function* (source: Source & { readonly url: st
   return selected
 })
 
+/** One object, or those below a prefix; what a listing tells of it is its size and ETag. */
+const s3Planned = (
+  access: S3Access,
+  bucket: string,
+  { bytes, etag, key, path }: S3Object,
+  file: Pick<Planned, "index" | "place" | "sha256" | "format">
+): Planned => {
+  const url = objectUrl(access, bucket, key)
+  const address = `s3://${bucket}/${key}`
+  return {
+    ...file,
+    from: {
+      kind: "http",
+      address: url,
+      key: `${address}:${etag}`,
+      request: {
+        url,
+        key: `${address}:${etag}`,
+        md5Etag: true,
+        authorize: access.authorize,
+        explain: access.explain
+      }
+    },
+    source: address,
+    name: inside(path),
+    bytes
+  }
+}
+
+const planS3 = Effect.fnUntraced(function* (
+  source: Source & { readonly url: string },
+  index: number,
+  options: PlanOptions
+) {
+  const place = describe(source, index)
+  const access = yield* s3Access(options.s3)
+  const { bucket, key } = parseS3(source.url)
+  const objects = isPrefix(source.url)
+    ? yield* listObjects(options.session, source.url, listOf(source.include), listOf(source.exclude), place, access)
+    : [{ key, path: key, bytes: 0, etag: "" }]
+  const planned = yield* Effect.forEach(objects, (object) =>
+    Effect.map(formatOf(place, object.path, source.format), (format) =>
+      s3Planned(access, bucket, object, {
+        index,
+        place: isPrefix(source.url) ? `${place} ${object.path}` : place,
+        sha256: source.sha256,
+        format
+      })
+    )
+  )
+  return yield* select(source, index, planned)
+})
+
 const planHub = Effect.fnUntraced(function* (
   source: Source,
   { exclude, format, include, repository }: HubSource,
@@ -159,6 +214,7 @@ export interface PlanOptions {
   readonly endpoint: string | null
   /** Name of the variable that holds the hub's token. */
   readonly token: string
+  readonly s3: S3Settings
 }
 
 /** The files of any source, within its budget; and the commit that a hub's are of. */
@@ -169,6 +225,7 @@ export const plan = (
 ): Effect.Effect<Selected<Planned> & { readonly commit?: string }, StageError | Preempted, HttpClient.HttpClient> => {
   const { url } = source
   const hub = hubSourceOf(source)
+  if (url?.startsWith("s3://") === true) return planS3({ ...source, url }, index, options)
   return url !== undefined
     ? planUrl({ ...source, url }, index)
     : hub !== undefined

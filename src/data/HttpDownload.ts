@@ -12,7 +12,8 @@ import { fileFailure } from "./FileFailure.ts"
 import { type Ask, network, type Session } from "./HttpTransport.ts"
 import { examine, type Expected, search } from "./PartCheck.ts"
 import { journalOf, RangeJournal } from "./RangeJournal.ts"
-import { create, fetchGaps, fetchWhole, type Transfer } from "./RangeTransfer.ts"
+import { create, fetchGaps, fetchWhole } from "./RangeTransfer.ts"
+import type { Transfer } from "./Transfer.ts"
 
 export interface Download extends Ask {
   readonly target: string

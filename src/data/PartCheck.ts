@@ -1,7 +1,7 @@
 /**
  * Whether a part file holds what it should. The CRC of each piece tells what the disk lost after it arrived; the digest of the whole tells that
  * something is wrong, but not where. Then pieces are fetched once more and compared, the likeliest first, until the digest is right: those of answers
- * that ended badly, then one of each answer (a server that sends other bytes than it says is found by any), then the rest.
+ * that ended badly, those of answers that a kill ended, then one of each large answer (a server that sends other bytes than it says is found by any), then the rest.
  */
 import { createHash } from "node:crypto"
 import { crc32 } from "node:zlib"
@@ -9,7 +9,8 @@ import { Effect } from "effect"
 import type { StageError } from "../pipeline/StageType.ts"
 import { fileFailure } from "./FileFailure.ts"
 import type { Piece, RangeJournal } from "./RangeJournal.ts"
-import { fetchAgain, type Transfer } from "./RangeTransfer.ts"
+import { fetchAgain } from "./RangeTransfer.ts"
+import type { Transfer } from "./Transfer.ts"
 
 /** What the file should be, as far as anybody said. */
 export interface Expected {
@@ -80,6 +81,8 @@ export const examine = (
 const searchBytes = (size: number): number => Math.max(2 ** 28, size / 8)
 /** Bytes of one request of the search. */
 const stride = 1 << 22
+/** Answers of which one piece is looked at, the largest first. */
+const mostSamples = 32
 /** Strides that differed, and the file is still wrong: then the server has another file. */
 const mostDifferences = 16
 
@@ -92,10 +95,15 @@ export const search = Effect.fn("PartCheck.search")(function* (
 ) {
   const { place } = transfer.ask
   const byResponse = Map.groupBy(journal.pieces, ({ response }) => response)
-  const faulty = journal.pieces.filter(({ response }) => journal.isFaulty(response))
-  const samples = Array.from(byResponse.values()).flatMap(([piece]) => piece ?? [])
+  const ended = (how: "fault" | undefined) =>
+    strides(journal.pieces.filter(({ response }) => journal.endOf(response) === how))
+  const samples = Array.from(byResponse.values())
+    .toSorted((a, b) => b.length - a.length)
+    .slice(0, mostSamples)
+    .flatMap(([piece]) => piece ?? [])
   const queue: Array<ReadonlyArray<Piece>> = [
-    ...strides(faulty),
+    ...ended("fault"),
+    ...ended(undefined),
     ...samples.map((piece) => [piece]),
     ...strides(journal.pieces)
   ]
@@ -156,6 +164,7 @@ const compare = Effect.fnUntraced(function* (transfer: Transfer, journal: RangeJ
   const start = first.offset
   const fresh = yield* fetchAgain(transfer, { start, end: last.offset + last.length })
   const response = journal.nextResponse()
+  journal.ended(response, "end")
   const replaced: Array<Piece> = []
   for (const piece of run) {
     const bytes = fresh.subarray(piece.offset - start, piece.offset - start + piece.length)

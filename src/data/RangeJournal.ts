@@ -4,7 +4,8 @@
  * noted, less than a piece each; what a dead machine loses of noted bytes is found by the CRCs.
  *
  * The first line says of which file these are pieces; then `[offset, length, crc, response]`, `["drop", offset]` for a piece that is fetched again,
- * and `["fault", response]` for a response that ended badly, whose bytes are the first to be doubted.
+ * `["end", response]` for a response that ended well and `["fault", response]` for one that did not: when something is wrong, the bytes of those
+ * are the first to be doubted, and after them the bytes of responses that a kill ended.
  */
 import { appendFileSync, closeSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs"
 import { Option, Schema } from "effect"
@@ -27,6 +28,7 @@ const Header = Schema.Struct({ journal: Schema.Literal(1), ...Identity.fields })
 const Line = Schema.Union([
   Schema.Tuple([Schema.Int, Schema.Int, Schema.Int, Schema.Int]),
   Schema.Tuple([Schema.Literal("drop"), Schema.Int]),
+  Schema.Tuple([Schema.Literal("end"), Schema.Int]),
   Schema.Tuple([Schema.Literal("fault"), Schema.Int])
 ])
 const decodeHeader = Schema.decodeUnknownOption(Schema.fromJsonString(Header))
@@ -51,7 +53,7 @@ export const journalOf = (part: string): string => `${part}.journal`
 interface Content {
   readonly identity: Identity
   readonly pieces: Map<number, Piece>
-  readonly faults: Set<number>
+  readonly ends: Map<number, "end" | "fault">
 }
 
 /** A line that a crash left half written is as if it were not there. */
@@ -61,19 +63,19 @@ const parse = (text: string): Content | undefined => {
   if (Option.isNone(header)) return undefined
   const { journal: _, ...identity } = header.value
   const pieces = new Map<number, Piece>()
-  const faults = new Set<number>()
+  const ends = new Map<number, "end" | "fault">()
   for (const text of lines) {
     const line = decodeLine(text)
     if (Option.isNone(line)) continue
     const entry = line.value
     if (entry[0] === "drop") pieces.delete(entry[1])
-    else if (entry[0] === "fault") faults.add(entry[1])
+    else if (entry[0] === "end" || entry[0] === "fault") ends.set(entry[1], entry[0])
     else {
       const [offset, length, crc, response] = entry
       pieces.set(offset, { offset, length, crc, response })
     }
   }
-  return { identity, pieces, faults }
+  return { identity, pieces, ends }
 }
 
 const read = (part: string): string => {
@@ -96,15 +98,15 @@ export const heldBytes = (part: string): number => {
 export class RangeJournal {
   readonly identity: Identity
   readonly #pieces: Map<number, Piece>
-  readonly #faults: Set<number>
+  readonly #ends: Map<number, "end" | "fault">
   readonly #file: number
   #held = 0
   #responses = 0
 
-  private constructor(part: string, { faults, identity, pieces }: Content) {
+  private constructor(part: string, { ends, identity, pieces }: Content) {
     this.identity = identity
     this.#pieces = pieces
-    this.#faults = faults
+    this.#ends = ends
     for (const { length, response } of pieces.values()) {
       this.#held += length
       this.#responses = Math.max(this.#responses, response + 1)
@@ -124,7 +126,7 @@ export class RangeJournal {
 
   static create(part: string, identity: Identity): RangeJournal {
     writeFileSync(journalOf(part), `${JSON.stringify({ journal: 1, ...identity })}\n`)
-    return new RangeJournal(part, { identity, pieces: new Map(), faults: new Set() })
+    return new RangeJournal(part, { identity, pieces: new Map(), ends: new Map() })
   }
 
   get held(): number {
@@ -164,13 +166,15 @@ export class RangeJournal {
     if (this.#pieces.delete(piece.offset)) this.#held -= piece.length
   }
 
-  fault(response: number): void {
-    this.#append(["fault", response])
-    this.#faults.add(response)
+  /** How a response ended. */
+  ended(response: number, how: "end" | "fault"): void {
+    this.#append([how, response])
+    this.#ends.set(response, how)
   }
 
-  isFaulty(response: number): boolean {
-    return this.#faults.has(response)
+  /** undefined: a kill, or it has not ended yet. */
+  endOf(response: number): "end" | "fault" | undefined {
+    return this.#ends.get(response)
   }
 
   close(): void {

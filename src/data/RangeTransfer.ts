@@ -1,29 +1,18 @@
 /**
  * The bytes of one file, from a server that may not do what it says, into a part file: gaps are fetched by several range requests at once (RFC 9110,
  * 14), each answer is held against what was asked and against what is known of the file, and what arrived is noted in the journal.
- *
- * What is believed: bytes under a Content-Range that starts where it was asked to, within a file of the known size and validator; a 200 is the file
- * from its start. Any other answer is a fault: it is thrown away unread, and asked for again. A file counts as changed once three answers in a row
- * say the same other thing, because a single one may be wrong.
  */
 import { createHash } from "node:crypto"
 import type { FileHandle } from "node:fs/promises"
 import { crc32 } from "node:zlib"
-import { Data, Deferred, Effect, Stream } from "effect"
-import { Preempted, type StageError } from "../pipeline/StageType.ts"
+import { Deferred, Effect, Stream } from "effect"
+import { Preempted } from "../pipeline/StageType.ts"
+import { judge, other } from "./AnswerCheck.ts"
 import { fileFailure } from "./FileFailure.ts"
-import { contentDigest, contentLength, contentRange, identify, sizeOfUnsatisfied, validatorOf } from "./HttpIdentity.ts"
-import {
-  type Answer,
-  type Ask,
-  ask,
-  connectionFault,
-  patiently,
-  seconds,
-  type Session,
-  Transient
-} from "./HttpTransport.ts"
+import { contentDigest, contentLength, identify } from "./HttpIdentity.ts"
+import { type Answer, ask, connectionFault, patiently, seconds, type Session, Transient } from "./HttpTransport.ts"
 import { type Gap, type Identity, type Piece, RangeJournal } from "./RangeJournal.ts"
+import type { Transfer } from "./Transfer.ts"
 
 /**
  * A range request asks for a share of what this process has received, so that a kill loses a share of that at most, whatever is in the buffers on the
@@ -33,37 +22,6 @@ const smallestSegment = 1 << 17
 const largestSegment = 1 << 24
 const smallestPiece = 1 << 14
 const largestPiece = 1 << 20
-/** Answers in a row that say the same other thing of the file before it counts as changed, or as one that comes whole only. */
-const believed = 3
-
-/** The server has another file now than the one that the pieces are of. */
-export class Changed extends Data.TaggedError("Changed")<{ readonly what: string }> {}
-
-/** The server has no ranges. */
-export class WholeOnly extends Data.TaggedError("WholeOnly")<{ readonly reason: string }> {}
-
-/** A file on its way: one for each part file. */
-export interface Transfer {
-  readonly session: Session
-  readonly ask: Ask
-  readonly part: string
-  readonly file: FileHandle
-  /** What stays the same where addresses change. */
-  readonly key: string
-  readonly md5Etag: boolean
-  /** A digest or a commit says what the file is: validators of the servers that hold copies need not agree. */
-  readonly pinned: boolean
-  /** Called once the size is known, before bytes come. */
-  readonly ensureRoom: (bytes: number) => Effect.Effect<void, StageError>
-  readonly onBytes: (done: number, total: number | undefined) => void
-  journal: RangeJournal | undefined
-  /** Where redirects led last. */
-  direct: string | undefined
-  /** How often in a row answers said this. */
-  said: { readonly what: string; readonly times: number } | undefined
-  /** The server has no ranges. */
-  wholeOnly: boolean
-}
 
 /** Bytes after which what a connection brought is noted: small, so that a kill loses little; more for large files, whose journal stays small. */
 const pieceBytes = (size: number): number =>
@@ -227,83 +185,6 @@ export const fetchAgain = (transfer: Transfer, gap: Gap) => {
   return patiently(transfer.session, transfer.ask.place, () => transfer.direct ?? transfer.ask.url, attempt)
 }
 
-interface Extent {
-  /** Exclusive; of the file, not of the body. */
-  readonly end: number
-  readonly total: number
-  /** The body is the whole file. */
-  readonly whole: boolean
-}
-
-/** Says what part of the file this answer's body is, if it can be believed. */
-const judge = Effect.fnUntraced(function* (transfer: Transfer, answer: Answer, at: number, end: number) {
-  const { headers, response } = answer
-  const identity = transfer.journal?.identity
-  if (response.status === 416) {
-    const size = sizeOfUnsatisfied(headers)
-    if (identity === undefined && size === 0) return yield* accept(transfer, answer, { end: 0, total: 0, whole: true })
-    if (size === undefined || identity === undefined || size === identity.size)
-      return yield* new Transient({ reason: `the server refuses a range of its own file (416)` })
-    return yield* other(transfer, `${size} bytes`)
-  }
-  const strange = foreign(transfer, answer)
-  if (strange !== undefined) return yield* other(transfer, strange)
-  if (response.status === 206) {
-    const range = contentRange(headers)
-    if (range === undefined) return yield* whole(transfer, "a range whose place it does not tell")
-    const length = contentLength(headers)
-    if (range.start !== at || (length !== undefined && length !== range.end - range.start))
-      return yield* new Transient({
-        reason: `the server sends other bytes than those asked for: ${headers["content-range"]} for ${at}-${end - 1}${length === undefined ? "" : `, ${length} bytes long`}`
-      })
-    return yield* accept(transfer, answer, { end: range.end, total: range.total, whole: false })
-  }
-  const length = contentLength(headers)
-  if (at > 0 || length === undefined) return yield* whole(transfer, "the whole file where a part was asked for")
-  transfer.session.log(
-    `${transfer.ask.place}: the server sends the whole file where a part was asked for: one connection`
-  )
-  return yield* accept(transfer, answer, { end: length, total: length, whole: true })
-})
-
-const accept = (transfer: Transfer, answer: Answer, extent: Extent) => {
-  transfer.said = undefined
-  if (answer.url !== transfer.ask.url) transfer.direct = answer.url
-  return Effect.succeed(extent)
-}
-
-/** What contradicts the file that the pieces are of; undefined where nothing does. */
-const foreign = (transfer: Transfer, { headers, origin, response }: Answer): string | undefined => {
-  const identity = transfer.journal?.identity
-  if (identity === undefined) return undefined
-  const range = contentRange(headers)
-  const size = response.status === 206 ? range?.total : contentLength(headers)
-  if (size !== undefined && size !== identity.size) return `${size} bytes`
-  const linked = identify({ headers, origin }, { key: "", size: 0, md5Etag: false })
-  if (identity.sha256 !== null && linked.sha256 !== null && linked.sha256 !== identity.sha256)
-    return `sha256 ${linked.sha256}`
-  const validator = validatorOf(headers)
-  if (!transfer.pinned && identity.validator !== null && validator !== null && validator !== identity.validator)
-    return `validator ${validator}`
-  return undefined
-}
-
-const repeated = (transfer: Transfer, what: string): boolean => {
-  const times = transfer.said?.what === what ? transfer.said.times + 1 : 1
-  transfer.said = { what, times }
-  return times >= believed
-}
-
-const other = (transfer: Transfer, what: string): Effect.Effect<never, Changed | Transient> =>
-  repeated(transfer, what)
-    ? Effect.fail(new Changed({ what }))
-    : Effect.fail(new Transient({ reason: `the server speaks of another file: ${what}` }))
-
-const whole = (transfer: Transfer, reason: string): Effect.Effect<never, WholeOnly | Transient> =>
-  repeated(transfer, reason)
-    ? Effect.fail(new WholeOnly({ reason: `the server sends ${reason}` }))
-    : Effect.fail(new Transient({ reason: `the server sends ${reason}` }))
-
 /** The journal; made when an answer first tells the size. */
 const begin = Effect.fnUntraced(function* (transfer: Transfer, answer: Answer, size: number) {
   if (transfer.journal !== undefined) return transfer.journal
@@ -368,7 +249,7 @@ const receive = (
     return position < gap.end
   })
   const fault = (reason: string): Transient => {
-    journal.fault(response)
+    journal.ended(response, "fault")
     return new Transient({ reason, progress: position > gap.start })
   }
   return answer.response.stream.pipe(
@@ -387,7 +268,7 @@ const receive = (
       Effect.suspend(() => {
         if (position < gap.end && gap.end !== Infinity)
           return Effect.fail(fault(`the answer is cut off at byte ${position} of ${gap.end}`))
-        if (surplus > 0) journal.fault(response)
+        journal.ended(response, surplus > 0 ? "fault" : "end")
         if (hash === undefined || hash.digest("hex") === expected) return Effect.succeed(pieces)
         for (const each of pieces) journal.drop(each)
         reached(gap.start)

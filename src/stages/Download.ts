@@ -2,52 +2,29 @@
  * download: brings text from this machine, the web or a hub into one Documents artifact. Files are copied: the user may edit the originals.
  * What the web sends is trusted once and then kept; give a sha256 to pin it.
  */
-import { createHash } from "node:crypto"
-import { mkdir, open, writeFile } from "node:fs/promises"
-import { dirname, join } from "node:path"
+import { writeFile } from "node:fs/promises"
+import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import { countIn } from "../artifacts/Artifact.ts"
-import { type DocumentFile, encodeList, listFile } from "../data/Documents.ts"
+import { encodeList, listFile } from "../data/Documents.ts"
 import { fileFailure } from "../data/FileFailure.ts"
 import { describe, plan, planLocal, type Planned, type PlanOptions } from "../data/DownloadPlan.ts"
 import { sha256OfInput } from "../data/FileDigest.ts"
-import { download, ensureRoom } from "../data/HttpDownload.ts"
-import { makeSession, type Session } from "../data/HttpTransport.ts"
+import { makeSession } from "../data/HttpTransport.ts"
 import { defaultToken } from "../data/Hub.ts"
 import { heldBytes } from "../data/RangeJournal.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
+import { S3Settings } from "../data/S3.ts"
 import { Source } from "../data/Sources.ts"
 import { defineStage, parameter, Preempted, StageError, type StageContext } from "../pipeline/StageType.ts"
-import { adoptDownloads, type EarlierFile, linkOrCopy, openEarlier } from "./DownloadReuse.ts"
+import { bring, checkRoom, nameOf, type Prepared } from "./DownloadFile.ts"
+import { adoptDownloads, openEarlier } from "./DownloadReuse.ts"
 import { expectedTokens, forecastDownload } from "./DownloadForecast.ts"
 import { extentOf, namesIn, noteTotal, sizeOf } from "./WorkExtent.ts"
 
 /** Bytes a second: of a usual line to a hub, 200 Mbit/s; of copying and hashing on a disk of today. */
 const NETWORK_RATE = 25e6
 const COPY_RATE = 300e6
-
-/** Copies in pieces, hashing on the way. */
-const copy = async (
-  from: string,
-  to: string,
-  onBytes: (bytes: number) => void,
-  stopRequested: () => boolean
-): Promise<{ readonly bytes: number; readonly sha256: string } | undefined> => {
-  await using source = await open(from, "r")
-  await using target = await open(to, "w")
-  const hash = createHash("sha256")
-  const buffer = Buffer.allocUnsafe(1 << 20)
-  let bytes = 0
-  for (;;) {
-    if (stopRequested()) return undefined
-    const { bytesRead } = await source.read(buffer, 0, buffer.length)
-    if (bytesRead === 0) return { bytes, sha256: hash.digest("hex") }
-    const piece = buffer.subarray(0, bytesRead)
-    hash.update(piece)
-    await target.writeFile(piece)
-    onBytes((bytes += bytesRead))
-  }
-}
 
 /** Meters all files together; a reading per half percent is enough. */
 const meter = (context: Pick<StageContext<unknown, unknown>, "progress">, planned: ReadonlyArray<Planned>) => {
@@ -92,6 +69,12 @@ const params = {
     change: "operational",
     describe: "name of the secret that holds the hub's token",
     default: defaultToken
+  }),
+  s3: parameter(S3Settings, {
+    change: "operational",
+    describe:
+      "how s3:// is reached: {endpoint, region, access_key, secret_key, session_token}, the last three names of secrets; by default AWS's us-east-1, unsigned",
+    default: {}
   }),
   connections: parameter(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 64 })), {
     change: "operational",
@@ -146,14 +129,14 @@ export const downloadStage = defineStage({
     secondsOfBytes(amount, sources.some(({ path }) => path === undefined) ? NETWORK_RATE : COPY_RATE),
 
   run: Effect.fn("download")(function* (context) {
-    const { connections, endpoint, sources, token } = context.params
+    const { connections, endpoint, s3, sources, token } = context.params
     const output = context.output("documents")
     const session = yield* makeSession({
       connections,
       stopRequested: () => context.stopRequested(),
       log: (line) => context.log(line)
     })
-    const options = { session, baseDirectory: context.baseDirectory, endpoint, token }
+    const options = { session, baseDirectory: context.baseDirectory, endpoint, token, s3 }
     const { commits, leftOut, planned } = yield* planAll(context, options)
     const { previous, work } = context
     const findEarlier = yield* openEarlier(previous)
@@ -184,7 +167,7 @@ export const downloadStage = defineStage({
             return yield* new Preempted({
               message: `stopped after ${done} of ${planned.length} files; downloads are kept`
             })
-          const listed = yield* bring(context, session, entry, output, (bytes, size) => report(number, bytes, size))
+          const listed = yield* bring(session, entry, output, (bytes, size) => report(number, bytes, size))
           done++
           return listed
         }),
@@ -220,20 +203,6 @@ export const downloadStage = defineStage({
   })
 })
 
-/** A file to bring, and what there is of it. */
-interface Prepared {
-  readonly file: Planned
-  readonly earlier: EarlierFile | undefined
-  /** Where what the web sends is kept in the work folder. */
-  readonly kept: string
-}
-
-const nameOf = ({ from }: Planned): string =>
-  createHash("sha256")
-    .update(from.kind === "http" ? from.key : from.address)
-    .digest("hex")
-    .slice(0, 32)
-
 /** Lists every source; a file that two of them name is taken once. */
 const planAll = Effect.fnUntraced(function* (context: Pick<Context, "params" | "log">, options: PlanOptions) {
   const { sources } = context.params
@@ -264,66 +233,4 @@ const planAll = Effect.fnUntraced(function* (context: Pick<Context, "params" | "
     }
   }
   return { planned, leftOut, commits }
-})
-
-/** Fails before anything is fetched when the disk cannot hold what is still to come, as far as sizes are known. */
-const checkRoom = Effect.fnUntraced(function* (work: string, prepared: ReadonlyArray<Prepared>) {
-  const missing = yield* Effect.forEach(prepared, ({ earlier, file, kept }) =>
-    earlier !== undefined
-      ? Effect.succeed(0)
-      : Effect.map(sizeOf(kept), (whole) => Math.max(0, file.bytes - Math.max(whole, heldBytes(`${kept}.part`))))
-  )
-  yield* ensureRoom(
-    work,
-    missing.reduce((sum, bytes) => sum + bytes, 0),
-    `${prepared.length} files`
-  )
-})
-
-/** Brings one file into the output folder: linked from an earlier result, copied, or fetched. */
-const bring = Effect.fnUntraced(function* (
-  context: Pick<Context, "log" | "stopRequested">,
-  session: Session,
-  { earlier, file, kept }: Prepared,
-  output: string,
-  report: (bytes: number, size: number | undefined) => void
-) {
-  const { from } = file
-  const path = `files/${file.index}/${file.name}`
-  const target = join(output, path)
-  const onDisk = fileFailure(file.place)
-  yield* Effect.tryPromise({ try: () => mkdir(dirname(target), { recursive: true }), catch: onDisk })
-  const linked = (source: string) => Effect.tryPromise({ try: () => linkOrCopy(source, target), catch: onDisk })
-  let fetched: { readonly bytes: number; readonly sha256: string } | undefined
-  if (earlier !== undefined) {
-    yield* linked(earlier.file)
-    report(earlier.bytes, earlier.bytes)
-    fetched = earlier
-  } else if (from.kind === "file") {
-    fetched = yield* Effect.tryPromise({
-      try: () =>
-        copy(
-          from.address,
-          target,
-          (bytes) => report(bytes, undefined),
-          () => context.stopRequested()
-        ),
-      catch: onDisk
-    })
-  } else {
-    const { place, sha256 } = file
-    fetched = yield* download(session, { ...from.request, place, sha256, target: kept, onBytes: report })
-    yield* linked(kept)
-    context.log(`${file.source}: ${fetched.bytes} bytes, sha256 ${fetched.sha256}`)
-  }
-  if (fetched === undefined) return yield* new Preempted({ message: `stopped while copying ${file.source}` })
-  if (file.sha256 !== undefined && fetched.sha256 !== file.sha256)
-    return yield* new StageError({
-      failure: "corrupt",
-      message: `${file.place}: wrong sha256\n  expected ${file.sha256}\n  actual   ${fetched.sha256}`,
-      next: "check the file, and correct sha256 if this is the one you want"
-    })
-  const { bytes, sha256 } = fetched
-  const listed: DocumentFile = { path, format: file.format, source: file.source, bytes, sha256 }
-  return listed
 })

@@ -35,7 +35,7 @@ export const runCampaign = async (options: CampaignOptions): Promise<CampaignRes
   const random = randomFrom(seed + 1)
   const folder = mkdtempSync(join(tmpdir(), "tinyllama-download-"))
   const target = join(folder, "file.bin")
-  const hostile = await serveHostile(body, { seed, rate, damage, damaged: Math.floor(random() * 20) })
+  const hostile = await serveHostile(body, { seed, rate, damage, damagedAfter: random() * bytes * 0.9 })
   // Where in the transfer it is killed, by bytes served so far.
   const moments = Array.from({ length: kills }, () => random() * bytes * 0.98).toSorted((a, b) => a - b)
   const begun = performance.now()

@@ -44,8 +44,8 @@ export interface HostileOptions {
   readonly seed: number
   /** Bytes a second in all. */
   readonly rate: number
-  /** Which answer that is not a trick has a damaged byte. */
-  readonly damaged: number
+  /** Once this much was served, the next answer that is no trick has a damaged byte. */
+  readonly damagedAfter: number
   /** broken: the answer with the damaged byte then breaks off, as from a bad node; silent: nothing about it tells. */
   readonly damage: "broken" | "silent"
 }
@@ -66,7 +66,6 @@ export const serveHostile = async (body: Buffer, options: HostileOptions): Promi
   const count = { stall: 0, reset: 0, busy: 0, lie: 0, damage: 0, answers: 0 }
   const etag = '"the-one"'
   let served = 0
-  let sound = 0
   let next = performance.now()
 
   const trick = (): Trick | undefined => {
@@ -137,9 +136,9 @@ export const serveHostile = async (body: Buffer, options: HostileOptions): Promi
         await send(response, bytes)
         return void response.end()
       }
-      const bad = chosen === undefined && sound++ === options.damaged
+      const bad = chosen === undefined && count.damage === 0 && served >= options.damagedAfter
       const cut = chosen !== undefined || (bad && damage === "broken")
-      const length = cut ? Math.min(end - start, Math.ceil(random() * brokenBytes)) : end - start
+      const length = cut ? Math.ceil(random() * Math.min(end - start - 1, brokenBytes)) : end - start
       const bytes = Buffer.from(body.subarray(start, start + length))
       response.setHeader("content-range", `bytes ${start}-${end - 1}/${body.length}`)
       response.setHeader("content-length", end - start)
