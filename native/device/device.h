@@ -8,6 +8,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -38,12 +39,17 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;
+  // Of activations, and of the weights that products read. Parameters, gradients and moments are f32 all the same.
+  virtual DataType compute_type() const = 0;
 
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;  // zero-filled, 64-byte aligned; throws Error when out of memory
   virtual void copy_in(void* device, const void* host, std::size_t bytes) = 0;
   virtual void copy_out(void* host, const void* device, std::size_t bytes) = 0;
   virtual void fill_zero(void* device, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // Does `work`, which issues operations of this device. A device may record them under `key` and repeat the record at later calls with that key:
+  // the same operations on the same memory.
+  virtual void repeat(const std::string& key, const std::function<void()>& work) = 0;
 
   // out(M,N) = op(a) · op(b) + (accumulate ? out : 0). op(a) is (M,K), op(b) is (K,N); `yes` means the operand is stored transposed.
   // Forward of y = x·Wᵀ: matmul(y, x, no, W, yes); dx = dy·W: (dx, dy, no, W, no); dW += dyᵀ·x: (dW, dy, yes, x, no, accumulate).
@@ -57,8 +63,11 @@ class Device {
   // sum(N,D) = x + delta, when delta is given (sum may be x itself); then out = gain * sum / sqrt(mean(sum²) + eps), rstd(N).
   // Without delta (delta.data == nullptr) sum is not written and x itself is normalized.
   virtual void rms_norm_forward(Tensor out, float* rstd, Tensor sum, Tensor x, Tensor delta, const float* gain, float eps) = 0;
-  // dx(N,D) += gradient through the norm of x; dgain(D) += its gradient. x is what was normalized.
-  virtual void rms_norm_backward(Tensor dx, float* dgain, Tensor dout, Tensor x, const float* gain, const float* rstd) = 0;
+  // out = gain * x * rstd: what rms_norm_forward gave.
+  virtual void rms_norm_again(Tensor out, Tensor x, const float* gain, const float* rstd) = 0;
+  // dx(N,D) += gradient through the norm of x; dgain(D) += its gradient. x is what was normalized. Writes the norm's output to `normed` where
+  // that is given.
+  virtual void rms_norm_backward(Tensor dx, float* dgain, Tensor normed, Tensor dout, Tensor x, const float* gain, const float* rstd) = 0;
 
   // Rotates q and k inside the packed qkv rows (N, (H + 2G)·S) in place, half-split pairing (element i with i + S/2).
   // cosine, sine: (T, S/2); the position of row n is n % T. inverse: the conjugate rotation, for the backward pass.
@@ -72,14 +81,15 @@ class Device {
 
   // act(N,F) = silu(gate) * up, gate_up(N,2F) holding [gate | up].
   virtual void swiglu_forward(Tensor act, Tensor gate_up) = 0;
-  // dgate_up(N,2F) (overwritten; may be gate_up itself) from dact.
-  virtual void swiglu_backward(Tensor dgate_up, Tensor dact, Tensor gate_up) = 0;
+  // dgate_up(N,2F) (overwritten; may be gate_up itself) from dact. Writes the forward's output to `act`, which may be dact itself, where it is
+  // given.
+  virtual void swiglu_backward(Tensor dgate_up, Tensor act, Tensor dact, Tensor gate_up) = 0;
 
   // Fused linear + cross entropy in chunks of rows; never holds (N,V) logits.
   // losses(N) = -log softmax(hidden · weightᵀ)[target] (0 where target < 0); dhidden(N,D) (overwritten) and dweight(V,D) += receive the gradient of
-  // scale * sum(losses).
+  // scale * sum(losses); the scale is one value on the device.
   virtual void linear_cross_entropy(float* losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
-                                    const std::int32_t* targets, float scale) = 0;
+                                    const std::int32_t* targets, const float* scale) = 0;
   // log_probabilities(N) of the targets (0 where target < 0); greedy(N) = 1 where the target is the first arg max.
   virtual void linear_log_probability(float* log_probabilities, std::uint8_t* greedy, Tensor hidden, Tensor weight,
                                       const std::int32_t* targets) = 0;
@@ -88,8 +98,11 @@ class Device {
   virtual void add(float* a, const float* b, std::int64_t count) = 0;
   // The sum of squares, accumulated in double over fixed blocks. Waits for the result.
   virtual double squared_norm(const float* values, std::int64_t count) = 0;
-  // AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay first, then the bias-corrected update.
-  virtual void adamw(float* weights, float* first_moment, float* second_moment, const float* gradients, std::int64_t count,
+  // rounded = weights in the compute type. Never called where that is f32.
+  virtual void round_weights(void* rounded, const float* weights, std::int64_t count) = 0;
+  // AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay first, then the bias-corrected update. Leaves zeros in `gradients`,
+  // and the new weights in `rounded` as round_weights does, where that is not null.
+  virtual void adamw(float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
                      const AdamWArguments& arguments) = 0;
 };
 

@@ -1,0 +1,18 @@
+// The output projection and its loss in chunks of rows; the (N, V) logits never exist at once.
+#pragma once
+#include <cstdint>
+
+#include "native/core/tensor.h"
+#include "native/device/cuda/cuda_context.h"
+#include "native/device/cuda/matmul.h"
+
+namespace tinyllama::cuda {
+
+// Device::linear_cross_entropy. hidden, weight and dhidden are all f32 or all bf16; dweight is f32; `scale` lies on the device.
+void linear_cross_entropy(CudaContext& context, MatmulEngine& engine, float* losses, const Tensor& dhidden, const Tensor& dweight,
+                          const Tensor& hidden, const Tensor& weight, const std::int32_t* targets, const float* scale);
+// Device::linear_log_probability.
+void linear_log_probability(CudaContext& context, MatmulEngine& engine, float* log_probabilities, std::uint8_t* greedy, const Tensor& hidden,
+                            const Tensor& weight, const std::int32_t* targets);
+
+}  // namespace tinyllama::cuda

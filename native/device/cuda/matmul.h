@@ -1,0 +1,25 @@
+// Matrix products: by cuBLASLt where it is found, else by kernels of our own.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "native/core/tensor.h"
+#include "native/device/cuda/cuda_context.h"
+#include "native/device/device.h"
+
+namespace tinyllama::cuda {
+
+// Device::matmul. a and b are both f32 (full fp32 products, no TF32) or both bf16 (fp32 accumulation); out is f32 or bf16.
+class MatmulEngine {
+ public:
+  virtual ~MatmulEngine() = default;
+  virtual void matmul(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b,
+                      bool accumulate) = 0;
+  // "cuBLASLt 13.0.2 (/usr/lib/…)" or "tinyllama's own kernels (cuBLASLt was not found: …)".
+  virtual std::string describe() const = 0;
+};
+
+// TINYLLAMA_CUBLASLT names the library file, or "none" for our own kernels.
+std::unique_ptr<MatmulEngine> make_matmul_engine(CudaContext& context);
+
+}  // namespace tinyllama::cuda
