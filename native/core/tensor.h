@@ -7,6 +7,8 @@ namespace tinyllama {
 
 enum class DataType : std::uint8_t { f32, bf16 };
 
+constexpr std::int64_t bytes_of(DataType type) { return type == DataType::f32 ? 4 : 2; }
+
 // A row-major matrix view: element (r, c) lies at data[r * stride + c]. Vectors are one row.
 struct Tensor {
   void* data = nullptr;
@@ -16,7 +18,13 @@ struct Tensor {
   std::int64_t stride = 0;  // elements between the starts of two rows, >= columns
 
   float* f32() const { return static_cast<float*>(data); }
+  // `count` of its rows, from `first` on.
+  Tensor slice(std::int64_t first, std::int64_t count) const {
+    return {static_cast<std::byte*>(data) + first * stride * bytes_of(type), type, count, columns, stride};
+  }
 };
+
+inline Tensor matrix(void* data, DataType type, std::int64_t rows, std::int64_t columns) { return {data, type, rows, columns, columns}; }
 
 inline Tensor matrix(float* data, std::int64_t rows, std::int64_t columns) {
   return {data, DataType::f32, rows, columns, columns};

@@ -26,6 +26,7 @@ int main(int count, char** arguments) {
   std::string json = "{\"instruction_set\": \"" + std::string(cpu_instruction_set()) + "\", \"threads\": " + std::to_string(threads);
   json += ", \"shapes\": [";
   constexpr std::int64_t vocabulary = 32000;
+  constexpr float scale = 1e-3f;
   for (const std::int64_t rows : {std::int64_t{2048}, std::int64_t{512}}) {
     for (const std::int64_t width : {std::int64_t{128}, std::int64_t{192}, std::int64_t{256}, std::int64_t{288}, std::int64_t{768}}) {
       std::vector<float> hidden(static_cast<std::size_t>(rows * width)), dhidden(hidden.size()), losses(static_cast<std::size_t>(rows));
@@ -36,7 +37,7 @@ int main(int count, char** arguments) {
       for (std::size_t i = 0; i < targets.size(); ++i) targets[i] = static_cast<std::int32_t>(i * 7919 % vocabulary);
       const auto run = [&] {
         device->linear_cross_entropy(losses.data(), matrix(dhidden.data(), rows, width), matrix(dweight.data(), vocabulary, width),
-                                     matrix(hidden.data(), rows, width), matrix(weight.data(), vocabulary, width), targets.data(), 1e-3f);
+                                     matrix(hidden.data(), rows, width), matrix(weight.data(), vocabulary, width), targets.data(), &scale);
       };
       run();
       const double peak = measure_peak(threads, 0.2);

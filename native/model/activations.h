@@ -14,6 +14,14 @@ enum class Pass : std::uint8_t {
   logits  // as score, with a chunk of logits
 };
 
+// What a training pass computes again in the backward pass instead of keeping it. Results are the same bits.
+enum class Recompute : std::uint8_t {
+  none,
+  pointwise,  // the norms' outputs and SwiGLU's: no product is computed twice
+  gate_up,    // also the product before SwiGLU
+  full        // everything within a layer
+};
+
 struct LayerActivations {
   Tensor attention_input;   // (N, D) residual stream
   float* attention_rstd;    // (N)
@@ -25,7 +33,7 @@ struct LayerActivations {
   float* mlp_rstd;          // (N)
   Tensor mlp_normed;        // (N, D)
   Tensor gate_up;           // (N, 2F); the backward pass overwrites it with its gradient
-  Tensor activated;         // (N, F)
+  Tensor activated;         // (N, F); shared memory with activated_gradient where it is recomputed
 };
 
 struct Activations {
@@ -38,6 +46,7 @@ struct Activations {
   Tensor hidden;          // (N, D) input of the output projection
   float* losses;          // (N) losses, or log probabilities
   std::uint8_t* greedy;   // (N)
+  float* loss_scale;      // one value
   Tensor residual_gradient;  // (N, D)
   Tensor attended_gradient;  // (N, H·S)
   Tensor qkv_gradient;       // (N, (H + 2G)·S); shares memory with activated_gradient
@@ -45,7 +54,14 @@ struct Activations {
   Tensor logits;             // (up to 128 rows, V)
 };
 
+struct PassShape {
+  std::int64_t batch, length;
+  Pass pass;
+  DataType type;  // of matrices
+  Recompute recompute;
+};
+
 // Cuts `plan` into the activations of one pass over batch sequences of length tokens.
-void place(Activations& activations, ArenaPlan& plan, const LlamaConfig& config, std::int64_t batch, std::int64_t length, Pass pass);
+void place(Activations& activations, ArenaPlan& plan, const LlamaConfig& config, const PassShape& shape);
 
 }  // namespace tinyllama

@@ -9,7 +9,7 @@
 
 namespace tinyllama {
 
-// Hands out consecutive 64-byte aligned pieces. Without a base it only counts, so the same code measures and places.
+// Hands out consecutive 256-byte aligned pieces. Without a base it only counts, so the same code measures and places.
 class ArenaPlan {
  public:
   explicit ArenaPlan(void* base) : base_(static_cast<std::byte*>(base)) {}
@@ -18,10 +18,12 @@ class ArenaPlan {
   T* take(std::int64_t count) {
     std::byte* piece = base_ ? base_ + used_ : nullptr;
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
-    used_ += (bytes + 63) / 64 * 64;
+    used_ += (bytes + 255) / 256 * 256;
     return reinterpret_cast<T*>(piece);
   }
-  Tensor take_matrix(std::int64_t rows, std::int64_t columns) { return matrix(take<float>(rows * columns), rows, columns); }
+  Tensor take_matrix(DataType type, std::int64_t rows, std::int64_t columns) {
+    return matrix(take<std::byte>(rows * columns * bytes_of(type)), type, rows, columns);
+  }
   std::size_t used() const { return used_; }
 
  private:
@@ -38,14 +40,18 @@ class Arena {
     if (!buffer_ || buffer_->bytes() < bytes) {
       buffer_.reset();
       buffer_ = device_.allocate(bytes);
+      ++generation_;
     }
     return buffer_->data();
   }
+  // Counts the allocations: a new one may lie elsewhere.
+  int generation() const { return generation_; }
   std::size_t bytes() const { return buffer_ ? buffer_->bytes() : 0; }
 
  private:
   Device& device_;
   std::unique_ptr<Buffer> buffer_;
+  int generation_ = 0;
 };
 
 }  // namespace tinyllama

@@ -24,14 +24,16 @@ void check_ids(std::span<const std::int32_t> ids, std::int64_t length, std::int6
 
 }  // namespace
 
-Llama::Llama(Device& device, const LlamaConfig& config)
+Llama::Llama(Device& device, const LlamaConfig& config, Recompute recompute)
     : device_(device),
       config_(config),
+      recompute_(recompute),
       layout_(parameter_layout(config)),
-      weights_(device, "weights", layout_.count),
+      weights_(device, "weights", layout_.count, ParameterBuffer::Rounded::yes),
       gradients_(device, "gradients", layout_.count),
       arena_(device) {
   weights_.data();
+  weights_.rounded();
 }
 
 void Llama::initialize(std::uint64_t seed) {
@@ -47,7 +49,7 @@ void Llama::initialize(std::uint64_t seed) {
 }
 
 Tensor Llama::weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
-  return matrix(weights_.data() + offset, rows, columns);
+  return weights_.compute_matrix(offset, rows, columns);
 }
 
 Tensor Llama::gradient(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
@@ -93,41 +95,73 @@ void Llama::prepare_rotary(std::int64_t length) {
   rotary_length_ = length;
 }
 
+const float* Llama::cosine() const { return static_cast<const float*>(rotary_->data()); }
+const float* Llama::sine() const { return cosine() + rotary_length_ * config_.head_dim / 2; }
+
 void Llama::prepare(const TokenBatch& batch, Pass pass) {
+  const PassShape shape{batch.batch, batch.length, pass, device_.compute_type(), recompute_};
   ArenaPlan measure(nullptr);
-  place(activations_, measure, config_, batch.batch, batch.length, pass);
+  place(activations_, measure, config_, shape);
   ArenaPlan plan(arena_.reserve(measure.used()));
-  place(activations_, plan, config_, batch.batch, batch.length, pass);
+  place(activations_, plan, config_, shape);
   prepare_rotary(batch.length);
   shape_ = {batch.batch, batch.length, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
   device_.copy_in(activations_.tokens, batch.tokens.data(), batch.tokens.size_bytes());
   if (pass != Pass::logits) device_.copy_in(activations_.targets, batch.targets.data(), batch.targets.size_bytes());
 }
 
+// From the normed input of the attention to what its projection adds to the residual stream, in delta.
+void Llama::attend(std::size_t index) {
+  const LayerOffsets& offsets = layout_.layers[index];
+  const LayerActivations& layer = activations_.layers[index];
+  const std::int64_t width = config_.hidden_size;
+  device_.matmul(layer.qkv, layer.attention_normed, Transpose::no, weight(offsets.qkv, config_.qkv_width(), width), Transpose::yes, false);
+  device_.rotary(layer.qkv, cosine(), sine(), shape_, false);
+  device_.attention_forward(layer.attended, layer.lse, layer.qkv, shape_);
+  device_.matmul(activations_.delta, layer.attended, Transpose::no, weight(offsets.output, width, config_.query_width()), Transpose::yes,
+                 false);
+}
+
+// Gate and up projections of the MLP's normed input.
+void Llama::expand(std::size_t index) {
+  const LayerActivations& layer = activations_.layers[index];
+  const std::int64_t gate_up = layout_.layers[index].gate_up;
+  device_.matmul(layer.gate_up, layer.mlp_normed, Transpose::no, weight(gate_up, 2 * config_.intermediate_size, config_.hidden_size),
+                 Transpose::yes, false);
+}
+
 void Llama::forward_layer(std::size_t index) {
   const LayerOffsets& offsets = layout_.layers[index];
   const LayerActivations& layer = activations_.layers[index];
   const auto eps = static_cast<float>(config_.rms_norm_eps);
-  const std::int64_t width = config_.hidden_size;
-  const std::int64_t query_width = config_.query_width();
-  const std::int64_t qkv_width = config_.qkv_width();
-  const std::int64_t feed_forward = config_.intermediate_size;
-  const float* cosine = static_cast<const float*>(rotary_->data());
-  const float* sine = cosine + rotary_length_ * config_.head_dim / 2;
   // The residual stream enters as the embedding, or as the layer below's stream plus what its MLP adds.
   const bool first = index == 0;
   const Tensor below = first ? layer.attention_input : activations_.layers[index - 1].mlp_input;
   device_.rms_norm_forward(layer.attention_normed, layer.attention_rstd, layer.attention_input, below,
                            first ? Tensor{} : activations_.delta, weights_.data() + offsets.attention_norm, eps);
-  device_.matmul(layer.qkv, layer.attention_normed, Transpose::no, weight(offsets.qkv, qkv_width, width), Transpose::yes, false);
-  device_.rotary(layer.qkv, cosine, sine, shape_, false);
-  device_.attention_forward(layer.attended, layer.lse, layer.qkv, shape_);
-  device_.matmul(activations_.delta, layer.attended, Transpose::no, weight(offsets.output, width, query_width), Transpose::yes, false);
+  attend(index);
   device_.rms_norm_forward(layer.mlp_normed, layer.mlp_rstd, layer.mlp_input, layer.attention_input, activations_.delta,
                            weights_.data() + offsets.mlp_norm, eps);
-  device_.matmul(layer.gate_up, layer.mlp_normed, Transpose::no, weight(offsets.gate_up, 2 * feed_forward, width), Transpose::yes, false);
+  expand(index);
   device_.swiglu_forward(layer.activated, layer.gate_up);
-  device_.matmul(activations_.delta, layer.activated, Transpose::no, weight(offsets.down, width, feed_forward), Transpose::yes, false);
+  device_.matmul(activations_.delta, layer.activated, Transpose::no, weight(offsets.down, config_.hidden_size, config_.intermediate_size),
+                 Transpose::yes, false);
+}
+
+// Brings back what the forward pass did not keep of the layer, but for what the backward pass's own operations bring back.
+void Llama::recompute_layer(std::size_t index) {
+  const LayerOffsets& offsets = layout_.layers[index];
+  const LayerActivations& layer = activations_.layers[index];
+  if (recompute_ == Recompute::full) {
+    device_.rms_norm_again(layer.attention_normed, layer.attention_input, weights_.data() + offsets.attention_norm, layer.attention_rstd);
+    attend(index);
+    device_.rms_norm_forward(layer.mlp_normed, layer.mlp_rstd, layer.mlp_input, layer.attention_input, activations_.delta,
+                             weights_.data() + offsets.mlp_norm, static_cast<float>(config_.rms_norm_eps));
+    expand(index);
+  } else if (recompute_ == Recompute::gate_up) {
+    device_.rms_norm_again(layer.mlp_normed, layer.mlp_input, weights_.data() + offsets.mlp_norm, layer.mlp_rstd);
+    expand(index);
+  }
 }
 
 void Llama::forward() {
@@ -140,41 +174,54 @@ void Llama::forward() {
 
 // Receives in residual_gradient the gradient of the layer's output stream and leaves there that of its input stream.
 void Llama::backward_layer(std::size_t index) {
+  recompute_layer(index);
+  backward_mlp(index);
+  backward_attention(index);
+}
+
+// Gradients of weights come last of each group: what they read may be recomputed by the operation before.
+void Llama::backward_mlp(std::size_t index) {
+  const LayerOffsets& offsets = layout_.layers[index];
+  const LayerActivations& layer = activations_.layers[index];
+  const std::int64_t width = config_.hidden_size;
+  const std::int64_t feed_forward = config_.intermediate_size;
+  const bool recomputes = recompute_ != Recompute::none;
+  const Tensor stream = activations_.residual_gradient;
+  const Tensor normed_gradient = activations_.delta;
+  device_.matmul(activations_.activated_gradient, stream, Transpose::no, weight(offsets.down, width, feed_forward), Transpose::no, false);
+  device_.swiglu_backward(layer.gate_up, recomputes ? layer.activated : Tensor{}, activations_.activated_gradient, layer.gate_up);
+  device_.matmul(gradient(offsets.down, width, feed_forward), stream, Transpose::yes, layer.activated, Transpose::no, true);
+  device_.matmul(normed_gradient, layer.gate_up, Transpose::no, weight(offsets.gate_up, 2 * feed_forward, width), Transpose::no, false);
+  device_.rms_norm_backward(stream, gradients_.data() + offsets.mlp_norm, recomputes ? layer.mlp_normed : Tensor{}, normed_gradient,
+                            layer.mlp_input, weights_.data() + offsets.mlp_norm, layer.mlp_rstd);
+  device_.matmul(gradient(offsets.gate_up, 2 * feed_forward, width), layer.gate_up, Transpose::yes, layer.mlp_normed, Transpose::no, true);
+}
+
+void Llama::backward_attention(std::size_t index) {
   const LayerOffsets& offsets = layout_.layers[index];
   const LayerActivations& layer = activations_.layers[index];
   const std::int64_t width = config_.hidden_size;
   const std::int64_t query_width = config_.query_width();
   const std::int64_t qkv_width = config_.qkv_width();
-  const std::int64_t feed_forward = config_.intermediate_size;
   const Tensor stream = activations_.residual_gradient;
   const Tensor normed_gradient = activations_.delta;
-  const float* cosine = static_cast<const float*>(rotary_->data());
-  const float* sine = cosine + rotary_length_ * config_.head_dim / 2;
-
-  device_.matmul(activations_.activated_gradient, stream, Transpose::no, weight(offsets.down, width, feed_forward), Transpose::no, false);
-  device_.matmul(gradient(offsets.down, width, feed_forward), stream, Transpose::yes, layer.activated, Transpose::no, true);
-  device_.swiglu_backward(layer.gate_up, activations_.activated_gradient, layer.gate_up);
-  device_.matmul(gradient(offsets.gate_up, 2 * feed_forward, width), layer.gate_up, Transpose::yes, layer.mlp_normed, Transpose::no, true);
-  device_.matmul(normed_gradient, layer.gate_up, Transpose::no, weight(offsets.gate_up, 2 * feed_forward, width), Transpose::no, false);
-  device_.rms_norm_backward(stream, gradients_.data() + offsets.mlp_norm, normed_gradient, layer.mlp_input,
-                            weights_.data() + offsets.mlp_norm, layer.mlp_rstd);
-
   device_.matmul(activations_.attended_gradient, stream, Transpose::no, weight(offsets.output, width, query_width), Transpose::no, false);
   device_.matmul(gradient(offsets.output, width, query_width), stream, Transpose::yes, layer.attended, Transpose::no, true);
   device_.attention_backward(activations_.qkv_gradient, activations_.attended_gradient, layer.qkv, layer.attended, layer.lse, shape_);
-  device_.rotary(activations_.qkv_gradient, cosine, sine, shape_, true);
-  device_.matmul(gradient(offsets.qkv, qkv_width, width), activations_.qkv_gradient, Transpose::yes, layer.attention_normed,
-                 Transpose::no, true);
+  device_.rotary(activations_.qkv_gradient, cosine(), sine(), shape_, true);
   device_.matmul(normed_gradient, activations_.qkv_gradient, Transpose::no, weight(offsets.qkv, qkv_width, width), Transpose::no, false);
-  device_.rms_norm_backward(stream, gradients_.data() + offsets.attention_norm, normed_gradient, layer.attention_input,
+  device_.rms_norm_backward(stream, gradients_.data() + offsets.attention_norm,
+                            recompute_ == Recompute::none ? Tensor{} : layer.attention_normed, normed_gradient, layer.attention_input,
                             weights_.data() + offsets.attention_norm, layer.attention_rstd);
+  device_.matmul(gradient(offsets.qkv, qkv_width, width), activations_.qkv_gradient, Transpose::yes, layer.attention_normed, Transpose::no,
+                 true);
 }
 
 // Expects in delta the gradient of `hidden`.
 void Llama::backward() {
   const Tensor stream = activations_.residual_gradient;
-  device_.fill_zero(stream.data, static_cast<std::size_t>(stream.rows * stream.columns) * sizeof(float));
-  device_.rms_norm_backward(stream, gradients_.data() + layout_.norm, activations_.delta, activations_.final_input,
+  device_.fill_zero(stream.data, static_cast<std::size_t>(stream.rows * stream.columns * bytes_of(stream.type)));
+  device_.rms_norm_backward(stream, gradients_.data() + layout_.norm, Tensor{}, activations_.delta, activations_.final_input,
                             weights_.data() + layout_.norm, activations_.final_rstd);
   for (std::size_t index = activations_.layers.size(); index-- > 0;) backward_layer(index);
   device_.embedding_backward(gradient(layout_.embedding, config_.vocab_size, config_.hidden_size), stream, activations_.tokens);
@@ -184,11 +231,18 @@ BatchLoss Llama::accumulate(const TokenBatch& batch, float loss_scale) {
   check(batch, true);
   require(std::isfinite(loss_scale), "accumulate: the loss scale must be finite, got " + std::to_string(loss_scale));
   prepare(batch, Pass::train);
-  forward();
-  device_.linear_cross_entropy(activations_.losses, activations_.delta, gradient(layout_.head, config_.vocab_size, config_.hidden_size),
-                               activations_.hidden, weight(layout_.head, config_.vocab_size, config_.hidden_size), activations_.targets,
-                               loss_scale);
-  backward();
+  device_.copy_in(activations_.loss_scale, &loss_scale, sizeof(loss_scale));
+  gradients_.data();
+  // A shape's operations and memory are the same each time, unless the arena was made anew.
+  device_.repeat("train " + std::to_string(batch.batch) + "x" + std::to_string(batch.length) + " in arena " + std::to_string(arena_.generation()),
+                 [this] {
+                   forward();
+                   device_.linear_cross_entropy(activations_.losses, activations_.delta,
+                                                gradient(layout_.head, config_.vocab_size, config_.hidden_size), activations_.hidden,
+                                                weight(layout_.head, config_.vocab_size, config_.hidden_size), activations_.targets,
+                                                activations_.loss_scale);
+                   backward();
+                 });
   std::vector<float> losses(batch.targets.size());
   device_.copy_out(losses.data(), activations_.losses, losses.size() * sizeof(float));
   device_.synchronize();
@@ -222,7 +276,7 @@ std::vector<float> Llama::logits(const TokenBatch& batch) {
   std::vector<float> result(static_cast<std::size_t>(rows * config_.vocab_size));
   for (std::int64_t first = 0; first < rows; first += activations_.logits.rows) {
     const std::int64_t count = std::min(activations_.logits.rows, rows - first);
-    const Tensor hidden = matrix(activations_.hidden.f32() + first * config_.hidden_size, count, config_.hidden_size);
+    const Tensor hidden = activations_.hidden.slice(first, count);
     const Tensor chunk = matrix(activations_.logits.f32(), count, config_.vocab_size);
     device_.matmul(chunk, hidden, Transpose::no, weight(layout_.head, config_.vocab_size, config_.hidden_size), Transpose::yes, false);
     const auto bytes = static_cast<std::size_t>(count * config_.vocab_size) * sizeof(float);

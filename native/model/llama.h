@@ -34,7 +34,7 @@ struct BatchScores {
 class Llama {
  public:
   // The weights start as zeros; the device must outlive the model.
-  Llama(Device& device, const LlamaConfig& config);
+  Llama(Device& device, const LlamaConfig& config, Recompute recompute = Recompute::none);
 
   const LlamaConfig& config() const { return config_; }
   const ParameterLayout& layout() const { return layout_; }
@@ -60,13 +60,21 @@ class Llama {
   void prepare_rotary(std::int64_t length);
   void forward();
   void forward_layer(std::size_t index);
+  void recompute_layer(std::size_t index);
+  void attend(std::size_t index);
+  void expand(std::size_t index);
   void backward();
   void backward_layer(std::size_t index);
+  void backward_mlp(std::size_t index);
+  void backward_attention(std::size_t index);
+  const float* cosine() const;
+  const float* sine() const;
   Tensor weight(std::int64_t offset, std::int64_t rows, std::int64_t columns);
   Tensor gradient(std::int64_t offset, std::int64_t rows, std::int64_t columns);
 
   Device& device_;
   LlamaConfig config_;
+  Recompute recompute_;
   ParameterLayout layout_;
   ParameterBuffer weights_;
   ParameterBuffer gradients_;

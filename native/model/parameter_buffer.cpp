@@ -7,11 +7,24 @@
 
 namespace tinyllama {
 
-ParameterBuffer::ParameterBuffer(Device& device, const char* name, std::int64_t count) : device_(device), name_(name), count_(count) {}
+ParameterBuffer::ParameterBuffer(Device& device, const char* name, std::int64_t count, Rounded rounded)
+    : device_(device), name_(name), count_(count), has_rounded_(rounded == Rounded::yes && device.compute_type() != DataType::f32) {}
 
 float* ParameterBuffer::data() {
   if (!buffer_) buffer_ = device_.allocate(static_cast<std::size_t>(count_) * sizeof(float));
   return static_cast<float*>(buffer_->data());
+}
+
+void* ParameterBuffer::rounded() {
+  if (!has_rounded_) return nullptr;
+  if (!rounded_) rounded_ = device_.allocate(static_cast<std::size_t>(count_ * bytes_of(device_.compute_type())));
+  return rounded_->data();
+}
+
+Tensor ParameterBuffer::compute_matrix(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
+  if (!has_rounded_) return matrix(data() + offset, rows, columns);
+  const DataType type = device_.compute_type();
+  return matrix(static_cast<std::byte*>(rounded()) + offset * bytes_of(type), type, rows, columns);
 }
 
 void ParameterBuffer::check_range(std::int64_t offset, std::int64_t length) const {
@@ -33,6 +46,7 @@ void ParameterBuffer::read(std::int64_t offset, std::int64_t length, float* out)
 void ParameterBuffer::write(std::int64_t offset, std::int64_t length, const float* values) {
   check_range(offset, length);
   device_.copy_in(data() + offset, values, static_cast<std::size_t>(length) * sizeof(float));
+  if (has_rounded_) device_.round_weights(compute_matrix(offset, 1, length).data, data() + offset, length);
   device_.synchronize();
 }
 

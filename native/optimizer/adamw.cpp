@@ -53,8 +53,9 @@ double AdamW::step(ParameterBuffer& weights, ParameterBuffer& gradients, const A
                            static_cast<float>(options.weight_decay),  options.step,
                            static_cast<float>(scale)};
   auto apply = [&](std::int64_t offset, std::int64_t length) {
-    device_.adamw(weights.data() + offset, first_moment_.data() + offset, second_moment_.data() + offset, gradients.data() + offset, length,
-                  arguments);
+    void* rounded = weights.rounded() ? weights.compute_matrix(offset, 1, length).data : nullptr;
+    device_.adamw(weights.data() + offset, rounded, first_moment_.data() + offset, second_moment_.data() + offset, gradients.data() + offset,
+                  length, arguments);
   };
   if (options.decay == DecayPolicy::all) {
     apply(0, count);
@@ -64,7 +65,6 @@ double AdamW::step(ParameterBuffer& weights, ParameterBuffer& gradients, const A
       apply(segment.offset, segment.count);
     }
   }
-  gradients.fill_zero();
   device_.synchronize();
   return norm;
 }

@@ -74,7 +74,7 @@ void check_loss(const Shape& s, float spread, int unscored) {
         std::vector<float> scores = values(s.rows, 26);
         std::vector<std::uint8_t> greedy(targets.size(), 7);
         device.linear_cross_entropy(losses.data(), view(dhidden, s.rows, s.width), view(dweight, s.vocabulary, s.width),
-                                    view(hidden, s.rows, s.width), view(weight, s.vocabulary, s.width), targets.data(), scale);
+                                    view(hidden, s.rows, s.width), view(weight, s.vocabulary, s.width), targets.data(), &scale);
         device.linear_log_probability(scores.data(), greedy.data(), view(hidden, s.rows, s.width), view(weight, s.vocabulary, s.width),
                                       targets.data());
         return Outputs{losses, dhidden, dweight, scores, {greedy.begin(), greedy.end()}};
@@ -120,8 +120,9 @@ void check_hopeless_target() {
       "hopeless target",
       [&](Device& device) {
         std::vector<float> losses(3), dhidden(3), dweight(weight.size());
+        const float half = 0.5f;
         device.linear_cross_entropy(losses.data(), view(dhidden, 3, 1), view(dweight, vocabulary, 1), view(hidden, 3, 1),
-                                    view(weight, vocabulary, 1), targets.data(), 0.5f);
+                                    view(weight, vocabulary, 1), targets.data(), &half);
         return Outputs{losses, dhidden, {dweight[3], dweight[150], dweight[7]}};
       },
       [&](const Outputs& outputs, const std::string& what) {

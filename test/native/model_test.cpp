@@ -164,6 +164,23 @@ void test_gradients(bool tied) {
   check(difference <= 1e-10 * norm, "gradients accumulate with their scale");
 }
 
+// What is computed again is what was computed: every level gives the bits of keeping everything.
+void test_recompute() {
+  const auto device = make_cpu_device(2);
+  const LlamaConfig config = small_config(false);
+  const Ids ids = some_ids(2 * 7, config.vocab_size);
+  std::vector<float> kept;
+  for (const Recompute level : {Recompute::none, Recompute::pointwise, Recompute::gate_up, Recompute::full}) {
+    Llama model(*device, config, level);
+    model.initialize(7);
+    model.accumulate({ids.tokens, ids.targets, 2, 7}, 0.25f);
+    std::vector<float> gradients(static_cast<std::size_t>(model.layout().count));
+    model.gradients().read(0, model.layout().count, gradients.data());
+    if (level == Recompute::none) kept = gradients;
+    check(gradients == kept, "recompute level " + std::to_string(static_cast<int>(level)) + " gives the same gradients");
+  }
+}
+
 // Scores and losses agree, in any batch shape, after longer and shorter batches went before.
 void test_shapes() {
   const auto device = make_cpu_device(1);
@@ -279,6 +296,7 @@ int main() {
   test_layout();
   test_gradients(false);
   test_gradients(true);
+  test_recompute();
   test_shapes();
   test_optimizer();
   test_errors();

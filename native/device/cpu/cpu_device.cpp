@@ -45,6 +45,8 @@ class CpuDevice final : public Device {
   void copy_out(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void fill_zero(void* device, std::size_t bytes) override { std::memset(device, 0, bytes); }
   void synchronize() override {}
+  DataType compute_type() const override { return DataType::f32; }
+  void repeat(const std::string&, const std::function<void()>& work) override { work(); }
 
   void matmul(Tensor out, Tensor a, Transpose transpose_a, Tensor b, Transpose transpose_b, bool accumulate) override {
     tinyllama::matmul(context_, out, a, transpose_a, b, transpose_b, accumulate);
@@ -58,8 +60,11 @@ class CpuDevice final : public Device {
   void rms_norm_forward(Tensor out, float* rstd, Tensor sum, Tensor x, Tensor delta, const float* gain, float eps) override {
     tinyllama::rms_norm_forward(context_, out, rstd, sum, x, delta, gain, eps);
   }
-  void rms_norm_backward(Tensor dx, float* dgain, Tensor dout, Tensor x, const float* gain, const float* rstd) override {
-    tinyllama::rms_norm_backward(context_, dx, dgain, dout, x, gain, rstd);
+  void rms_norm_again(Tensor out, Tensor x, const float* gain, const float* rstd) override {
+    tinyllama::rms_norm_again(context_, out, x, gain, rstd);
+  }
+  void rms_norm_backward(Tensor dx, float* dgain, Tensor normed, Tensor dout, Tensor x, const float* gain, const float* rstd) override {
+    tinyllama::rms_norm_backward(context_, dx, dgain, normed, dout, x, gain, rstd);
   }
   void rotary(Tensor qkv, const float* cosine, const float* sine, const AttentionShape& shape, bool inverse) override {
     tinyllama::rotary(context_, qkv, cosine, sine, shape, inverse);
@@ -71,12 +76,12 @@ class CpuDevice final : public Device {
     tinyllama::attention_backward(context_, dqkv, dout, qkv, out, lse, shape);
   }
   void swiglu_forward(Tensor act, Tensor gate_up) override { tinyllama::swiglu_forward(context_, act, gate_up); }
-  void swiglu_backward(Tensor dgate_up, Tensor dact, Tensor gate_up) override {
-    tinyllama::swiglu_backward(context_, dgate_up, dact, gate_up);
+  void swiglu_backward(Tensor dgate_up, Tensor act, Tensor dact, Tensor gate_up) override {
+    tinyllama::swiglu_backward(context_, dgate_up, act, dact, gate_up);
   }
   void linear_cross_entropy(float* losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight, const std::int32_t* targets,
-                            float scale) override {
-    tinyllama::linear_cross_entropy(context_, losses, dhidden, dweight, hidden, weight, targets, scale);
+                            const float* scale) override {
+    tinyllama::linear_cross_entropy(context_, losses, dhidden, dweight, hidden, weight, targets, *scale);
   }
   void linear_log_probability(float* log_probabilities, std::uint8_t* greedy, Tensor hidden, Tensor weight,
                               const std::int32_t* targets) override {
@@ -84,7 +89,8 @@ class CpuDevice final : public Device {
   }
   void add(float* a, const float* b, std::int64_t count) override { tinyllama::add(context_, a, b, count); }
   double squared_norm(const float* values, std::int64_t count) override { return tinyllama::squared_norm(context_, values, count); }
-  void adamw(float* weights, float* first_moment, float* second_moment, const float* gradients, std::int64_t count,
+  void round_weights(void*, const float*, std::int64_t) override { throw Error("the CPU computes in fp32: there is nothing to round"); }
+  void adamw(float* weights, void*, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
              const AdamWArguments& arguments) override {
     tinyllama::adamw(context_, weights, first_moment, second_moment, gradients, count, arguments);
   }

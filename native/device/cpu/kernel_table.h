@@ -20,6 +20,7 @@ constexpr Kernels kernel_table = {
     .add = add<V>,
     .squared_norm = squared_norm<V>,
     .adamw = adamw<V>,
+    .rms_norm_again = rms_norm_again<V>,
     .rms_norm_forward = rms_norm_forward<V>,
     .rms_norm_backward = rms_norm_backward<V>,
     .rotary = rotary<V>,

@@ -47,7 +47,8 @@ struct Kernels {
   // --- rows and flat arrays; `count` and `columns` count elements
   void (*add)(float* a, const float* b, std::int64_t count);
   double (*squared_norm)(const float* values, std::int64_t count);
-  void (*adamw)(float* weights, float* first, float* second, const float* gradients, std::int64_t count, const AdamWFactors& factors);
+  void (*adamw)(float* weights, float* first, float* second, float* gradients, std::int64_t count, const AdamWFactors& factors);
+  void (*rms_norm_again)(float* out, const float* x, const float* gain, float rstd, std::int64_t columns);
   // One row of Device::rms_norm_forward; delta may be null. Returns 1 / sqrt(mean(sum²) + eps).
   float (*rms_norm_forward)(float* out, float* sum, const float* x, const float* delta, const float* gain, std::int64_t columns, float eps);
   // One row of Device::rms_norm_backward; dgain receives the row's share.
@@ -56,7 +57,7 @@ struct Kernels {
   // One head of one row; sine_sign is 1, or -1 for the inverse.
   void (*rotary)(float* head, const float* cosine, const float* sine, std::int64_t half, float sine_sign);
   void (*swiglu_forward)(float* act, const float* gate, const float* up, std::int64_t columns);
-  void (*swiglu_backward)(float* dgate, float* dup, const float* dact, const float* gate, const float* up, std::int64_t columns);
+  void (*swiglu_backward)(float* dgate, float* dup, float* act, const float* dact, const float* gate, const float* up, std::int64_t columns);
 
   // --- softmax down the columns of a (rows, columns) tile of transposed logits
   // maxima(columns) of the tile.

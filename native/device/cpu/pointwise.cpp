@@ -58,8 +58,14 @@ void rms_norm_forward(CpuContext& context, const Tensor& out, float* rstd, const
   });
 }
 
-void rms_norm_backward(CpuContext& context, const Tensor& dx, float* dgain, const Tensor& dout, const Tensor& x, const float* gain,
-                       const float* rstd) {
+void rms_norm_again(CpuContext& context, const Tensor& out, const Tensor& x, const float* gain, const float* rstd) {
+  for_rows(context, out.rows, out.columns, [&](std::int64_t row) {
+    context.kernels.rms_norm_again(out.f32() + row * out.stride, x.f32() + row * x.stride, gain, rstd[row], out.columns);
+  });
+}
+
+void rms_norm_backward(CpuContext& context, const Tensor& dx, float* dgain, const Tensor& normed, const Tensor& dout, const Tensor& x,
+                       const float* gain, const float* rstd) {
   const std::int64_t width = dx.columns, blocks = divide_up(dx.rows, gain_rows);
   float* shares = context.tiles.request(blocks * width);
   context.pool.parallel_for(blocks, [&](std::int64_t block, int) {
@@ -72,6 +78,7 @@ void rms_norm_backward(CpuContext& context, const Tensor& dx, float* dgain, cons
   });
   for (std::int64_t block = 1; block < blocks; ++block) context.kernels.add(shares, shares + block * width, width);
   if (blocks > 0) context.kernels.add(dgain, shares, width);
+  if (normed.data) rms_norm_again(context, normed, x, gain, rstd);
 }
 
 void rotary(CpuContext& context, const Tensor& qkv, const float* cosine, const float* sine, const AttentionShape& shape, bool inverse) {
@@ -91,11 +98,13 @@ void swiglu_forward(CpuContext& context, const Tensor& act, const Tensor& gate_u
   });
 }
 
-void swiglu_backward(CpuContext& context, const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up) {
+void swiglu_backward(CpuContext& context, const Tensor& dgate_up, const Tensor& act, const Tensor& dact, const Tensor& gate_up) {
   for_rows(context, dact.rows, dact.columns, [&](std::int64_t row) {
     const float* gate = gate_up.f32() + row * gate_up.stride;
     float* dgate = dgate_up.f32() + row * dgate_up.stride;
-    context.kernels.swiglu_backward(dgate, dgate + dact.columns, dact.f32() + row * dact.stride, gate, gate + dact.columns, dact.columns);
+    float* output = act.data ? act.f32() + row * act.stride : nullptr;
+    context.kernels.swiglu_backward(dgate, dgate + dact.columns, output, dact.f32() + row * dact.stride, gate, gate + dact.columns,
+                                    dact.columns);
   });
 }
 
@@ -113,7 +122,7 @@ double squared_norm(CpuContext& context, const float* values, std::int64_t count
   return total;
 }
 
-void adamw(CpuContext& context, float* weights, float* first_moment, float* second_moment, const float* gradients, std::int64_t count,
+void adamw(CpuContext& context, float* weights, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
            const AdamWArguments& arguments) {
   const double rate = static_cast<double>(arguments.learning_rate), step = static_cast<double>(arguments.step);
   const double correction1 = 1.0 - std::pow(static_cast<double>(arguments.beta1), step);

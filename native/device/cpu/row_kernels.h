@@ -22,7 +22,7 @@ double squared_norm(const float* values, std::int64_t count) {
 }
 
 template <class V>
-void adamw(float* weights, float* first, float* second, const float* gradients, std::int64_t count, const AdamWFactors& factors) {
+void adamw(float* weights, float* first, float* second, float* gradients, std::int64_t count, const AdamWFactors& factors) {
   const auto gradient_scale = V::set(factors.gradient_scale), beta1 = V::set(factors.beta1), beta2 = V::set(factors.beta2);
   const auto rest1 = V::set(1.f - factors.beta1), rest2 = V::set(1.f - factors.beta2), decay = V::set(factors.decay);
   const auto step_size = V::set(factors.step_size), root_correction = V::set(factors.root_correction), epsilon = V::set(factors.epsilon);
@@ -34,6 +34,15 @@ void adamw(float* weights, float* first, float* second, const float* gradients, 
     part.store(first + i, m);
     part.store(second + i, v);
     part.store(weights + i, V::sub(V::mul(part.load(weights + i), decay), update));
+    part.store(gradients + i, V::set(0.f));
+  });
+}
+
+template <class V>
+void rms_norm_again(float* out, const float* x, const float* gain, float rstd, std::int64_t columns) {
+  const auto factor = V::set(rstd);
+  for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
+    part.store(out + i, V::mul(V::mul(part.load(x + i), factor), part.load(gain + i)));
   });
 }
 
@@ -54,10 +63,7 @@ float rms_norm_forward(float* out, float* sum, const float* x, const float* delt
     });
   }
   const float rstd = static_cast<float>(1.0 / __builtin_sqrt(squares.total() / static_cast<double>(columns) + static_cast<double>(eps)));
-  const auto factor = V::set(rstd);
-  for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
-    part.store(out + i, V::mul(V::mul(part.load(x + i), factor), part.load(gain + i)));
-  });
+  rms_norm_again<V>(out, x, gain, rstd, columns);
   return rstd;
 }
 
@@ -98,15 +104,16 @@ void swiglu_forward(float* act, const float* gate, const float* up, std::int64_t
   });
 }
 
-// d silu(g) / dg = s + g * s * (1 - s), s = sigmoid(g).
+// d silu(g) / dg = s + g * s * (1 - s), s = sigmoid(g). act, where it is not null, receives the forward's output; it may be dact.
 template <class V>
-void swiglu_backward(float* dgate, float* dup, const float* dact, const float* gate, const float* up, std::int64_t columns) {
+void swiglu_backward(float* dgate, float* dup, float* act, const float* dact, const float* gate, const float* up, std::int64_t columns) {
   const auto one = V::set(1.f);
   for_each_vector<V>(columns, [&](std::int64_t i, auto part) {
     const auto g = part.load(gate + i), u = part.load(up + i), dy = part.load(dact + i);
     const auto s = sigmoid<V>(g), silu = V::mul(g, s);
     part.store(dgate + i, V::mul(V::mul(dy, u), V::fma(silu, V::sub(one, s), s)));
     part.store(dup + i, V::mul(dy, silu));
+    if (act) part.store(act + i, V::mul(silu, u));
   });
 }
 
