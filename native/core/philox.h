@@ -9,7 +9,7 @@ namespace tinyllama {
 using PhiloxCounter = std::array<std::uint32_t, 4>;
 using PhiloxKey = std::array<std::uint32_t, 2>;
 
-inline PhiloxCounter philox(PhiloxCounter counter, PhiloxKey key) {
+constexpr PhiloxCounter philox(PhiloxCounter counter, PhiloxKey key) {
   constexpr int rounds = 10;
   for (int round = 0; round < rounds; ++round) {
     const std::uint64_t first = std::uint64_t{0xD2511F53U} * counter[0];

@@ -37,15 +37,14 @@ Llama::Llama(Device& device, const LlamaConfig& config, Recompute recompute)
 }
 
 void Llama::initialize(std::uint64_t seed) {
-  constexpr std::int64_t chunk = 1 << 20;
-  std::vector<float> values(static_cast<std::size_t>(std::min(chunk, layout_.count)));
   for (const Parameter& parameter : layout_.parameters) {
-    for (std::int64_t first = 0; first < parameter.count; first += chunk) {
-      const std::int64_t count = std::min(chunk, parameter.count - first);
-      tinyllama::initialize(config_, parameter, seed, first, count, values.data());
-      weights_.write(parameter.offset + first, count, values.data());
+    if (parameter.role == ParameterRole::gain) {
+      weights_.write(parameter.offset, parameter.count, std::vector<float>(static_cast<std::size_t>(parameter.count), 1.0f).data());
+    } else {
+      weights_.fill_normal(parameter.offset, parameter.count, seed, static_cast<float>(initial_deviation(config_, parameter.role)));
     }
   }
+  device_.synchronize();
 }
 
 Tensor Llama::weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) {

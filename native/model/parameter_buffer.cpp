@@ -46,8 +46,18 @@ void ParameterBuffer::read(std::int64_t offset, std::int64_t length, float* out)
 void ParameterBuffer::write(std::int64_t offset, std::int64_t length, const float* values) {
   check_range(offset, length);
   device_.copy_in(data() + offset, values, static_cast<std::size_t>(length) * sizeof(float));
-  if (has_rounded_) device_.round_weights(compute_matrix(offset, 1, length).data, data() + offset, length);
+  round(offset, length);
   device_.synchronize();
+}
+
+void ParameterBuffer::fill_normal(std::int64_t offset, std::int64_t length, std::uint64_t seed, float deviation) {
+  check_range(offset, length);
+  device_.fill_normal(data() + offset, length, seed, offset, deviation);
+  round(offset, length);
+}
+
+void ParameterBuffer::round(std::int64_t offset, std::int64_t length) {
+  if (has_rounded_) device_.round_weights(compute_matrix(offset, 1, length).data, data() + offset, length);
 }
 
 void ParameterBuffer::fill_zero() {

@@ -33,8 +33,12 @@ class ParameterBuffer {
   void write(std::int64_t offset, std::int64_t length, const float* values);
 
   void fill_zero();
+  // Elements [offset, offset + length) from the seed's stream of normal values: element i depends on (seed, i) alone.
+  void fill_normal(std::int64_t offset, std::int64_t length, std::uint64_t seed, float deviation);
 
  private:
+  void round(std::int64_t offset, std::int64_t length);
+
   Device& device_;
   const char* name_;
   std::int64_t count_;

@@ -76,8 +76,8 @@ void test_philox() {
 void test_initialization() {
   constexpr std::int64_t count = 200'000;
   std::vector<float> values(count), piece(1000);
-  standard_normal(42, 0, count, values.data());
-  standard_normal(42, 12'345, 1000, piece.data());
+  make_cpu_device(2)->fill_normal(values.data(), count, 42, 0, 1.0f);
+  make_cpu_device(1)->fill_normal(piece.data(), 1000, 42, 12'345, 1.0f);
   check(std::equal(piece.begin(), piece.end(), values.begin() + 12'345), "element i depends on (seed, i) alone");
   double mean = 0, square = 0;
   for (const float value : values) mean += value, square += static_cast<double>(value) * value;
@@ -113,7 +113,7 @@ void test_gradients(bool tied) {
   std::vector<float> weights(static_cast<std::size_t>(model.layout().count));
   for (const Parameter& parameter : model.layout().parameters) {
     std::vector<float> values(static_cast<std::size_t>(parameter.count));
-    standard_normal(3, parameter.offset, parameter.count, values.data());
+    device->fill_normal(values.data(), parameter.count, 3, parameter.offset, 1.0f);
     const bool gain = parameter.role == ParameterRole::gain;
     for (std::size_t index = 0; index < values.size(); ++index) {
       weights[static_cast<std::size_t>(parameter.offset) + index] = gain ? 1.0f + 0.1f * values[index] : 0.25f * values[index];

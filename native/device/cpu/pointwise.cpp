@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "native/core/normal.h"
 #include "native/device/cpu/gemm.h"
 
 namespace tinyllama {
@@ -105,6 +106,16 @@ void swiglu_backward(CpuContext& context, const Tensor& dgate_up, const Tensor& 
     float* output = act.data ? act.f32() + row * act.stride : nullptr;
     context.kernels.swiglu_backward(dgate, dgate + dact.columns, output, dact.f32() + row * dact.stride, gate, gate + dact.columns,
                                     dact.columns);
+  });
+}
+
+void fill_normal(CpuContext& context, float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation) {
+  for_blocks(context, count, [&](std::int64_t begin, std::int64_t length) {
+    const std::int64_t end = first + begin + length;
+    for (std::int64_t index = first + begin; index < end;) {
+      const std::array<float, 4> block = normal_block(static_cast<std::uint64_t>(index) / 4, seed);
+      for (auto lane = static_cast<std::size_t>(index % 4); lane < 4 && index < end; ++lane, ++index) out[index - first] = block[lane] * deviation;
+    }
   });
 }
 

@@ -19,6 +19,7 @@ void rms_norm_backward(CpuContext& context, const Tensor& dx, float* dgain, cons
 void rotary(CpuContext& context, const Tensor& qkv, const float* cosine, const float* sine, const AttentionShape& shape, bool inverse);
 void swiglu_forward(CpuContext& context, const Tensor& act, const Tensor& gate_up);
 void swiglu_backward(CpuContext& context, const Tensor& dgate_up, const Tensor& act, const Tensor& dact, const Tensor& gate_up);
+void fill_normal(CpuContext& context, float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation);
 void add(CpuContext& context, float* a, const float* b, std::int64_t count);
 double squared_norm(CpuContext& context, const float* values, std::int64_t count);
 void adamw(CpuContext& context, float* weights, float* first_moment, float* second_moment, float* gradients, std::int64_t count,

@@ -20,6 +20,7 @@ void rotary(CudaContext& context, const Tensor& qkv, const float* cosine, const 
 void swiglu_forward(CudaContext& context, const Tensor& act, const Tensor& gate_up);
 void swiglu_backward(CudaContext& context, const Tensor& dgate_up, const Tensor& act, const Tensor& dact, const Tensor& gate_up);
 void add(CudaContext& context, float* a, const float* b, std::int64_t count);
+void fill_normal(CudaContext& context, float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation);
 // Waits for the result.
 double squared_norm(CudaContext& context, const float* values, std::int64_t count);
 void round_weights(CudaContext& context, void* rounded, const float* weights, std::int64_t count);

@@ -1,0 +1,157 @@
+// Training speed and memory without data or runner: random tokens through a whole optimizer step.
+//   train_bench [--device cpu|cuda] [--precision fp32|bf16] [--model 1.1b|tiny] [--micro-batch N] [--length T] [--accumulate A] [--steps S]
+//               [--recompute none|pointwise|gate-up|full] [--graphs on|off]
+// The last line is JSON. The first step is timed from the start of main: library, weights, plans and all.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "native/core/philox.h"
+#include "native/device/open_device.h"
+#include "native/model/llama.h"
+#include "native/optimizer/adamw.h"
+
+using namespace tinyllama;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+const Clock::time_point process_start = Clock::now();
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct Arguments {
+  DeviceOptions device{.kind = DeviceKind::cuda, .threads = 2, .compute_type = DataType::bf16};
+  std::string model = "1.1b";
+  Recompute recompute = Recompute::pointwise;
+  std::int64_t micro_batch = 16, length = 2048, accumulate = 2, steps = 20;
+};
+
+[[noreturn]] void misuse(const std::string& what) {
+  std::fprintf(stderr, "train_bench: %s\n", what.c_str());
+  std::exit(2);
+}
+
+Arguments read_arguments(int count, char** values) {
+  Arguments arguments;
+  for (int i = 1; i + 1 < count; i += 2) {
+    const std::string name = values[i], value = values[i + 1];
+    if (name == "--device") arguments.device.kind = value == "cpu" ? DeviceKind::cpu : DeviceKind::cuda;
+    else if (name == "--precision") arguments.device.compute_type = value == "fp32" ? DataType::f32 : DataType::bf16;
+    else if (name == "--model") arguments.model = value;
+    else if (name == "--micro-batch") arguments.micro_batch = std::stoll(value);
+    else if (name == "--length") arguments.length = std::stoll(value);
+    else if (name == "--accumulate") arguments.accumulate = std::stoll(value);
+    else if (name == "--steps") arguments.steps = std::stoll(value);
+    else if (name == "--graphs") arguments.device.graphs = value != "off";
+    else if (name == "--recompute")
+      arguments.recompute = value == "none"      ? Recompute::none
+                            : value == "gate-up" ? Recompute::gate_up
+                            : value == "full"    ? Recompute::full
+                                                 : Recompute::pointwise;
+    else misuse("unknown option " + name);
+  }
+  return arguments;
+}
+
+LlamaConfig config_of(const std::string& model) {
+  LlamaConfig config;
+  config.vocab_size = 32000;
+  if (model == "1.1b") {
+    config.hidden_size = 2048, config.intermediate_size = 5632, config.num_hidden_layers = 22;
+    config.num_attention_heads = 32, config.num_key_value_heads = 4, config.head_dim = 64;
+  } else if (model == "tiny") {
+    config.hidden_size = 256, config.intermediate_size = 704, config.num_hidden_layers = 4;
+    config.num_attention_heads = 4, config.num_key_value_heads = 2, config.head_dim = 64;
+  } else {
+    misuse("unknown model " + model);
+  }
+  return config;
+}
+
+// Floating-point operations of a token, forward and backward, by three conventions.
+struct FlopsPerToken {
+  double causal;         // 6 per parameter in products, attention over what the causal mask leaves
+  double full_attention; // the same with the whole T x T
+  double litgpt;         // 6 per parameter, the embedding's too, and 12 L D T: lit-gpt's estimate
+};
+
+FlopsPerToken flops_of(const LlamaConfig& config, const ParameterLayout& layout, std::int64_t length) {
+  const auto parameters = static_cast<double>(layout.count);
+  const double in_products = parameters - static_cast<double>(config.vocab_size * config.hidden_size);
+  const double attention = static_cast<double>(config.num_hidden_layers * config.query_width() * length);
+  return {6 * in_products + 6 * attention, 6 * in_products + 12 * attention, 6 * parameters + 12 * attention};
+}
+
+// Random tokens, each target the token that follows.
+std::vector<std::int32_t> random_tokens(std::int64_t count, std::uint32_t stream, std::int64_t vocabulary) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const PhiloxCounter words = philox({static_cast<std::uint32_t>(i), stream, 0, 0}, {7, 0});
+    ids[i] = static_cast<std::int32_t>(words[0] % static_cast<std::uint32_t>(vocabulary));
+  }
+  return ids;
+}
+
+int run(const Arguments& arguments) {
+  const LlamaConfig config = config_of(arguments.model);
+  const std::unique_ptr<Device> device = open_device(arguments.device);
+  Llama model(*device, config, arguments.recompute);
+  AdamW optimizer(*device, model.layout());
+  model.initialize(3407);
+  const std::int64_t rows = arguments.micro_batch * arguments.length;
+  const auto scale = 1.0f / static_cast<float>(rows * arguments.accumulate);
+  std::vector<std::vector<std::int32_t>> tokens;
+  for (std::uint32_t i = 0; i < 8; ++i) tokens.push_back(random_tokens(rows + 1, i, config.vocab_size));
+  std::printf("%s, %lld parameters\n", device->name().c_str(), static_cast<long long>(model.layout().count));
+  double loss = 0, norm = 0;
+  const auto step = [&](std::int64_t number) {
+    loss = 0;
+    for (std::int64_t i = 0; i < arguments.accumulate; ++i) {
+      const auto& ids = tokens[static_cast<std::size_t>((number * arguments.accumulate + i) % 8)];
+      const auto size = static_cast<std::size_t>(rows);
+      loss += model.accumulate({{ids.data(), size}, {ids.data() + 1, size}, arguments.micro_batch, arguments.length}, scale).sum;
+    }
+    norm = optimizer.step(model.weights(), model.gradients(),
+                          {.step = number + 1, .learning_rate = 4e-4, .weight_decay = 0.1, .decay = DecayPolicy::all, .clip = 1.0});
+    loss *= static_cast<double>(scale);
+  };
+  step(0);
+  const double first = seconds_since(process_start);
+  std::printf("step 1: loss %.4f, gradient norm %.4f, %.2f s after the process began\n", loss, norm, first);
+  for (std::int64_t i = 1; i < 3; ++i) step(i);
+  std::vector<double> seconds;
+  for (std::int64_t i = 3; i < 3 + arguments.steps; ++i) {
+    const Clock::time_point start = Clock::now();
+    step(i);
+    seconds.push_back(seconds_since(start));
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  const double rate = static_cast<double>(rows * arguments.accumulate) / median;
+  const FlopsPerToken flops = flops_of(config, model.layout(), arguments.length);
+  constexpr double peak = 989e12;  // bf16, dense, of an H100 or H200 by its datasheet
+  std::printf("{\"device\":\"%s\",\"tokens_per_second\":%.0f,\"mfu_causal\":%.4f,\"mfu_full_attention\":%.4f,\"mfu_litgpt\":%.4f,"
+              "\"step_ms\":%.2f,\"fastest_step_ms\":%.2f,\"slowest_step_ms\":%.2f,\"first_step_s\":%.2f,\"memory_gib\":%.2f,\"loss\":%.6f,"
+              "\"gradient_norm\":%.6f}\n",
+              device->name().c_str(), rate, rate * flops.causal / peak, rate * flops.full_attention / peak, rate * flops.litgpt / peak,
+              median * 1e3, seconds.front() * 1e3, seconds.back() * 1e3, first,
+              static_cast<double>(device->memory_in_use()) / (1 << 30), loss, norm);
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  try {
+    return run(read_arguments(count, values));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "train_bench: %s\n", error.what());
+    return 1;
+  }
+}
