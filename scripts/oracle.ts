@@ -1,7 +1,7 @@
 /**
  * Compares the native engine with training runs recorded by an outside implementation.
  *
- *   npm run oracle -- DIR... [--threads N]
+ *   npm run oracle -- DIR... [--threads N] [--device cuda [--precision bf16] [--recompute full] [--graphs off]]
  *
  * Prints, per folder, the largest relative error of each quantity and where it lies. Exit 1 when one is over its limit, 2 when a folder
  * cannot be read, 0 otherwise.
@@ -11,7 +11,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Cause, Console, Effect, Exit, Runtime } from "effect"
 import { Argument, CliError, Command, Flag } from "effect/cli"
-import { load } from "../src/engine/Native.ts"
+import { load, type ModelOptions } from "../src/engine/Native.ts"
 import { parameterCount } from "../src/model/Architecture.ts"
 import { compareWithOracle, type Deviation, withinLimit } from "./oracle/compare.ts"
 import { readOracleCase } from "./oracle/OracleCase.ts"
@@ -27,7 +27,7 @@ const row = (deviation: Deviation): string =>
 
 type Outcome = "within" | "over" | "unreadable"
 
-const checkFolder = Effect.fn("checkFolder")(function* (folder: string, threads: number) {
+const checkFolder = Effect.fn("checkFolder")(function* (folder: string, options: ModelOptions) {
   const native = yield* load
   const oracle = yield* readOracleCase(folder)
   const { trajectory, shape } = oracle
@@ -36,7 +36,7 @@ const checkFolder = Effect.fn("checkFolder")(function* (folder: string, threads:
     `${folder}: ${parameterCount(shape)} parameters (L ${shape.num_hidden_layers}, D ${shape.hidden_size}, ` +
       `H ${shape.num_attention_heads}, G ${shape.num_key_value_heads}, head ${shape.head_dim}${tied}), ${trajectory.steps.length} steps`
   )
-  const deviations = yield* compareWithOracle(native, oracle, threads)
+  const deviations = yield* compareWithOracle(native, oracle, options)
   yield* Console.log(deviations.map(row).join("\n"))
   return deviations.every(withinLimit) ? "within" : "over"
 })
@@ -51,11 +51,18 @@ const main = Command.make(
     threads: Flag.Int("threads").pipe(
       Flag.withDescription("Threads of the engine; all by default"),
       Flag.withDefault(availableParallelism())
-    )
+    ),
+    device: Flag.Literals("device", ["cpu", "cuda"]).pipe(Flag.withDefault("cpu")),
+    precision: Flag.Literals("precision", ["fp32", "bf16"]).pipe(
+      Flag.withDescription("bf16 has limits of its own"),
+      Flag.withDefault("fp32")
+    ),
+    recompute: Flag.Literals("recompute", ["none", "pointwise", "gate_up", "full"]).pipe(Flag.withDefault("none")),
+    graphs: Flag.Literals("graphs", ["on", "off"]).pipe(Flag.withDefault("on"))
   },
-  Effect.fn(function* ({ folders, threads }) {
+  Effect.fn(function* ({ folders, ...options }) {
     const outcomes = yield* Effect.forEach(folders, (folder) =>
-      checkFolder(folder, threads).pipe(
+      checkFolder(folder, options).pipe(
         Effect.map((outcome): Outcome => outcome),
         Effect.catchTag("OracleUnreadable", (error) =>
           Effect.as(Console.error(`${folder}: cannot be read: ${error.message}`), "unreadable" as const)

@@ -13,7 +13,7 @@
 #include "native/binding/arguments.h"
 #include "native/binding/promise_worker.h"
 #include "native/core/error.h"
-#include "native/device/cpu/cpu_device.h"
+#include "native/device/open_device.h"
 #include "native/model/llama.h"
 #include "native/optimizer/adamw.h"
 
@@ -21,10 +21,15 @@ namespace tinyllama {
 
 namespace {
 
+struct EngineOptions {
+  DeviceOptions device;
+  Recompute recompute = Recompute::none;
+};
+
 // What a JavaScript Model owns. Workers share it, so that a model can be disposed of while one of its calls runs.
 struct Engine {
-  Engine(const LlamaConfig& config, int threads)
-      : device(make_cpu_device(threads)), llama(*device, config), optimizer(*device, llama.layout()) {}
+  Engine(const LlamaConfig& config, const EngineOptions& options)
+      : device(open_device(options.device)), llama(*device, config, options.recompute), optimizer(*device, llama.layout()) {}
   std::unique_ptr<Device> device;
   Llama llama;
   AdamW optimizer;
@@ -72,6 +77,34 @@ int read_threads(const Napi::Value& value) {
   const std::int64_t threads = integer_argument(object_argument(value, "options").Get("threads"), "options.threads");
   require(threads >= 1 && threads <= 1024, "options.threads must lie between 1 and 1024, got " + std::to_string(threads));
   return static_cast<int>(threads);
+}
+
+// One of the names, by its place among them; the first when nothing is given.
+std::size_t read_choice(const Napi::Value& value, const std::string& name, std::initializer_list<const char*> choices) {
+  if (value.IsUndefined()) return 0;
+  const std::string given = string_argument(value, name);
+  std::string all;
+  std::size_t index = 0;
+  for (const char* choice : choices) {
+    if (given == choice) return index;
+    all += std::string(index == 0 ? "\"" : ", \"") + choice + "\"";
+    ++index;
+  }
+  throw Error(name + " must be one of " + all + ", got \"" + given + "\"");
+}
+
+EngineOptions read_options(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "options");
+  EngineOptions options;
+  options.device.threads = read_threads(value);
+  options.device.kind = read_choice(object.Get("device"), "options.device", {"cpu", "cuda"}) == 0 ? DeviceKind::cpu : DeviceKind::cuda;
+  if (const Napi::Value gpu = object.Get("gpu"); !gpu.IsUndefined())
+    options.device.ordinal = static_cast<int>(integer_argument(gpu, "options.gpu"));
+  options.device.compute_type = read_choice(object.Get("precision"), "options.precision", {"fp32", "bf16"}) == 0 ? DataType::f32 : DataType::bf16;
+  options.device.graphs = read_choice(object.Get("graphs"), "options.graphs", {"on", "off"}) == 0;
+  options.recompute =
+      static_cast<Recompute>(read_choice(object.Get("recompute"), "options.recompute", {"none", "pointwise", "gate_up", "full"}));
+  return options;
 }
 
 AdamWOptions read_step(const Napi::Value& value) {
@@ -132,6 +165,7 @@ class Model : public Napi::ObjectWrap<Model> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Model",
                        {InstanceAccessor<&Model::parameters>("parameters"), InstanceAccessor<&Model::parameter_count>("parameterCount"),
+                        InstanceAccessor<&Model::device_name>("deviceName"), InstanceAccessor<&Model::memory_in_use>("deviceMemory"),
                         InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
                         InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::accumulate>("accumulate"),
                         InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
@@ -140,9 +174,10 @@ class Model : public Napi::ObjectWrap<Model> {
 
   explicit Model(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Model>(info) {
     const LlamaConfig config = read_config(info[0]);
-    const int threads = read_threads(info[1]);
+    const EngineOptions options = read_options(info[1]);
     layout_ = parameter_layout(config);
-    handle_ = std::make_shared<EngineHandle>(std::make_unique<Engine>(config, threads));
+    handle_ = std::make_shared<EngineHandle>(std::make_unique<Engine>(config, options));
+    device_name_ = handle_->use([](Engine& engine) { return engine.device->name(); });
   }
 
  private:
@@ -166,6 +201,13 @@ class Model : public Napi::ObjectWrap<Model> {
 
   Napi::Value parameter_count(const Napi::CallbackInfo& info) {
     return Napi::Number::New(info.Env(), static_cast<double>(layout_.count));
+  }
+
+  Napi::Value device_name(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), device_name_); }
+
+  Napi::Value memory_in_use(const Napi::CallbackInfo& info) {
+    const std::size_t bytes = handle_->use([](Engine& engine) { return engine.device->memory_in_use(); });
+    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
   }
 
   Napi::Value initialize(const Napi::CallbackInfo& info) {
@@ -271,12 +313,35 @@ class Model : public Napi::ObjectWrap<Model> {
   using Queue = std::deque<Napi::AsyncWorker*>;  // the front one runs; each deletes itself when done
 
   ParameterLayout layout_;
+  std::string device_name_;
   std::shared_ptr<EngineHandle> handle_;
   std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
 };
 
 }  // namespace
 
-void register_model(Napi::Env env, Napi::Object exports) { exports.Set("Model", Model::define(env)); }
+// {gpus: [{name, memory, computeCapability}], obstacle}: the GPUs that can be used, or why there are none.
+Napi::Value gpus(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const GpuSurvey& there = survey_gpus();
+  Napi::Array list = Napi::Array::New(env, there.gpus.size());
+  for (std::size_t index = 0; index < there.gpus.size(); ++index) {
+    const Gpu& gpu = there.gpus[index];
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("name", gpu.name);
+    entry.Set("memory", static_cast<double>(gpu.memory));
+    entry.Set("computeCapability", std::to_string(gpu.major) + "." + std::to_string(gpu.minor));
+    list.Set(static_cast<std::uint32_t>(index), entry);
+  }
+  Napi::Object answer = Napi::Object::New(env);
+  answer.Set("gpus", list);
+  answer.Set("obstacle", there.obstacle);
+  return answer;
+}
+
+void register_model(Napi::Env env, Napi::Object exports) {
+  exports.Set("Model", Model::define(env));
+  exports.Set("gpus", Napi::Function::New(env, gpus));
+}
 
 }  // namespace tinyllama

@@ -22,7 +22,10 @@ std::string library_path() {
   if (const char* named = std::getenv("TINYLLAMA_CUDA_LIBRARY")) return named;
   Dl_info here{};
   dladdr(reinterpret_cast<const void*>(&open_device), &here);
-  return (std::filesystem::absolute(here.dli_fname).parent_path() / "libtinyllama_cuda.so").string();
+  const std::filesystem::path folder = std::filesystem::absolute(here.dli_fname).parent_path(), file = "libtinyllama_cuda.so";
+  // The addon lies beside it; programs in a neighbouring folder of the build.
+  const std::filesystem::path neighbour = folder.parent_path() / "Release" / file;
+  return std::filesystem::exists(folder / file) ? folder / file : std::filesystem::exists(neighbour) ? neighbour : folder / file;
 }
 
 Loaded load() {

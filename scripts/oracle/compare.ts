@@ -1,6 +1,6 @@
 /** Runs an oracle case through the native engine and measures how far the two are apart. */
 import { Effect } from "effect"
-import type { Batch, Native, NativeModel } from "../../src/engine/Native.ts"
+import type { Batch, ModelOptions, Native, NativeModel } from "../../src/engine/Native.ts"
 import { toModelConfig } from "../../src/model/Architecture.ts"
 import type { OracleCase } from "./OracleCase.ts"
 
@@ -21,6 +21,9 @@ export const limits = {
   finalWeights: 1e-3
 } as const
 
+/** What bf16 must reach: per tensor 1 - the cosine between the gradients, and absolute differences of losses. */
+export const bf16Limits = { loss: 0.01, gradientDirection: 1e-3 } as const
+
 const squaredNorm = (values: Float32Array): number => values.reduce((sum, value) => sum + value * value, 0)
 
 /**
@@ -32,6 +35,17 @@ const relativeNorm = (actual: Float32Array, expected: Float32Array, total: numbe
   for (let index = 0; index < expected.length; index++) difference += (actual[index]! - expected[index]!) ** 2
   const norm = Math.sqrt(squaredNorm(expected))
   return difference === 0 ? 0 : Math.sqrt(difference) / (norm > 1e-8 * total ? norm : total)
+}
+
+/** 1 - cosine. A tensor that is zero in the reference but for rounding has no direction. */
+const turn = (actual: Float32Array, expected: Float32Array, total: number): number => {
+  let [product, own] = [0, 0]
+  for (let index = 0; index < expected.length; index++) {
+    product += actual[index]! * expected[index]!
+    own += actual[index]! ** 2
+  }
+  const norm = Math.sqrt(squaredNorm(expected))
+  return norm > 1e-8 * total ? 1 - product / (Math.sqrt(own) * norm) : Math.sqrt(own) / total
 }
 
 const relative = (actual: number, expected: number): number => Math.abs(actual - expected) / Math.abs(expected)
@@ -50,13 +64,14 @@ const toBatch = (rows: ReadonlyArray<ReadonlyArray<number>>): Batch => ({
 const compareTensors = (
   model: NativeModel,
   kind: "gradients" | "weights",
-  expected: ReadonlyMap<string, Float32Array>
+  expected: ReadonlyMap<string, Float32Array>,
+  distance = relativeNorm
 ) => {
   const total = Math.sqrt([...expected.values()].reduce((sum, values) => sum + squaredNorm(values), 0))
   return worst(
     model.parameters.map(({ name, offset }) => {
       const values = expected.get(name)!
-      return { where: name, error: relativeNorm(model.read(kind, offset, values.length), values, total) }
+      return { where: name, error: distance(model.read(kind, offset, values.length), values, total) }
     })
   )
 }
@@ -72,14 +87,18 @@ const compareLogits = (actual: Float32Array, expected: Float32Array, vocabulary:
   return { error: error / (high - low), where: `row ${Math.floor(at / vocabulary)}, id ${at % vocabulary}` }
 }
 
-const runCase = async (model: NativeModel, oracle: OracleCase): Promise<ReadonlyArray<Deviation>> => {
+const runCase = async (
+  model: NativeModel,
+  oracle: OracleCase,
+  precision: "fp32" | "bf16"
+): Promise<ReadonlyArray<Deviation>> => {
   const { trajectory, shape } = oracle
   for (const { name, offset } of model.parameters) model.write("weights", offset, oracle.weights.get(name)!)
 
   const first = toBatch(oracle.batches[0]![0]!)
   const logits = compareLogits(await model.logits(first), oracle.logits, shape.vocab_size)
   const { lossSum, scored } = await model.accumulate(first, 1 / first.targets.length)
-  const gradient = compareTensors(model, "gradients", oracle.gradients)
+  const gradient = compareTensors(model, "gradients", oracle.gradients, precision === "bf16" ? turn : relativeNorm)
   for (const { offset, name } of model.parameters) {
     model.write("gradients", offset, new Float32Array(oracle.gradients.get(name)!.length))
   }
@@ -103,7 +122,29 @@ const runCase = async (model: NativeModel, oracle: OracleCase): Promise<Readonly
       clip: trajectory.hyper.clip
     })
     const where = `step ${expected.step}`
-    steps.push({ where, loss: relative(loss, expected.loss), norm: relative(gradientNorm, expected.grad_norm) })
+    const absolute = Math.abs(loss - expected.loss)
+    steps.push({
+      where,
+      absolute,
+      loss: relative(loss, expected.loss),
+      norm: relative(gradientNorm, expected.grad_norm)
+    })
+  }
+  if (precision === "bf16") {
+    return [
+      {
+        quantity: "first loss",
+        limit: bf16Limits.loss,
+        error: Math.abs(lossSum / scored - trajectory.first_loss),
+        where: ""
+      },
+      { quantity: "gradient's turn", limit: bf16Limits.gradientDirection, ...gradient },
+      {
+        quantity: "step loss",
+        limit: bf16Limits.loss,
+        ...worst(steps.map((s) => ({ error: s.absolute, where: s.where })))
+      }
+    ]
   }
   const weights = compareTensors(model, "weights", oracle.final)
   return [
@@ -129,13 +170,13 @@ const runCase = async (model: NativeModel, oracle: OracleCase): Promise<Readonly
 export const compareWithOracle = Effect.fn("compareWithOracle")(function* (
   native: Native,
   oracle: OracleCase,
-  threads: number
+  options: ModelOptions
 ) {
   const model = yield* Effect.acquireRelease(
-    Effect.sync(() => new native.Model(toModelConfig(oracle.shape), { threads })),
+    Effect.sync(() => new native.Model(toModelConfig(oracle.shape), options)),
     (model) => Effect.sync(() => model.dispose())
   )
-  return yield* Effect.promise(() => runCase(model, oracle))
+  return yield* Effect.promise(() => runCase(model, oracle, options.precision ?? "fp32"))
 }, Effect.scoped)
 
 export const withinLimit = (deviation: Deviation): boolean => deviation.error <= deviation.limit

@@ -49,9 +49,39 @@ export interface AdamWStep {
 
 export type StateKind = "weights" | "gradients" | "firstMoment" | "secondMoment"
 
+/** Where a model computes. All but `threads` may be left out: the CPU, in fp32, keeping everything for the backward pass. */
+export interface ModelOptions {
+  /** Of the CPU. */
+  readonly threads: number
+  readonly device?: "cpu" | "cuda"
+  /** Which GPU, from 0. */
+  readonly gpu?: number
+  /** bf16 on GPUs alone; weights, moments and gradients are fp32 in either. */
+  readonly precision?: "fp32" | "bf16"
+  /** What is computed again in the backward pass instead of kept; the results are the same. */
+  readonly recompute?: "none" | "pointwise" | "gate_up" | "full"
+  /** Whether a GPU's repeated work is recorded once and launched as a whole. */
+  readonly graphs?: "on" | "off"
+}
+
+/** The GPUs that can be used; where there are none, `obstacle` says why and what to do. */
+export interface GpuSurvey {
+  readonly gpus: ReadonlyArray<{
+    readonly name: string
+    /** Bytes. */
+    readonly memory: number
+    readonly computeCapability: string
+  }>
+  readonly obstacle: string
+}
+
 export interface NativeModel {
   readonly parameters: ReadonlyArray<ParameterInfo>
   readonly parameterCount: number
+  /** The CPU's instruction set, or the GPU with its precision and libraries. */
+  readonly deviceName: string
+  /** Bytes in use on a GPU, all processes together; 0 on the CPU. */
+  readonly deviceMemory: number
   /** Fills the weights from a counter-based generator: element i depends on (seed, i) alone. TinyLlama's initialization. */
   initialize(seed: number): void
   /** Copies `length` elements from `offset` on; the optimizer's buffers come to life with the first step or write. */
@@ -143,7 +173,9 @@ export interface Loader {
 export interface Native {
   /** "avx512", "avx2", "neon" or "scalar". */
   instructionSet(): string
-  readonly Model: new (config: ModelConfig, options: { readonly threads: number }) => NativeModel
+  readonly Model: new (config: ModelConfig, options: ModelOptions) => NativeModel
+  /** Looks once in a process. */
+  gpus(): GpuSurvey
   readonly Tokenizer: new (vocabulary: Vocabulary) => NativeTokenizer
   /** Rows of jsonl files; each path names a field, through objects. */
   readonly JsonRows: new (paths: ReadonlyArray<ReadonlyArray<string>>) => JsonRows

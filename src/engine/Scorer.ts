@@ -39,9 +39,9 @@ const engineFailure = (doing: string) => (cause: unknown) => {
 export const openScorer: (options: {
   readonly folder: string
   readonly origin: string
-  readonly threads: number
+  readonly compute: Native.ModelOptions
 }) => Effect.Effect<Scorer, StageError, FileSystem.FileSystem | Path.Path | Scope.Scope> = Effect.fn("openScorer")(
-  function* ({ folder, origin, threads }) {
+  function* ({ folder, origin, compute }) {
     const unreadable = (error: Error) =>
       new StageError({
         failure: "corrupt",
@@ -56,7 +56,7 @@ export const openScorer: (options: {
     const source = yield* readHfModel(folder).pipe(Effect.mapError(unreadable))
     const model = yield* Effect.acquireRelease(
       Effect.try({
-        try: () => new native.Model(toModelConfig(source.shape), { threads }),
+        try: () => new native.Model(toModelConfig(source.shape), compute),
         catch: engineFailure(`${origin}: making the model`)
       }),
       (model) => Effect.sync(() => model.dispose())

@@ -21,16 +21,16 @@ export const nativeFailure =
 /** A model of this shape without weights: initialize it, load them, or restore a checkpoint. */
 export const openModel: (
   shape: ModelShape,
-  threads: number
+  options: Native.ModelOptions
 ) => Effect.Effect<Native.NativeModel, StageError, Scope.Scope> = Effect.fn("TrainingModel.open")(
-  function* (shape, threads) {
+  function* (shape, options) {
     const native = yield* Effect.mapError(
       Native.load,
       (error) => new StageError({ failure: "internal", message: error.message, next: "npm run build:native" })
     )
     return yield* Effect.acquireRelease(
       Effect.try({
-        try: () => new native.Model(toModelConfig(shape), { threads }),
+        try: () => new native.Model(toModelConfig(shape), options),
         catch: nativeFailure("making the model", "choose a smaller model, or a machine with more memory")
       }),
       (model) => Effect.sync(() => model.dispose())

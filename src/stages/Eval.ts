@@ -7,6 +7,7 @@ import type { ArtifactHandle } from "../artifacts/Artifact.ts"
 import { parameterCount } from "../model/Architecture.ts"
 import { readShape } from "../model/HuggingFace.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
+import { chooseCompute, computeParameters } from "../engine/Compute.ts"
 import { openScorer } from "../engine/Scorer.ts"
 import { loadTokenizer, tokenizerOf } from "../engine/Tokenizer.ts"
 import { noScores, readEarlierScores } from "../evaluation/EarlierScores.ts"
@@ -22,6 +23,7 @@ import { AtLeast } from "./TrainingParameters.ts"
 import { extentOf, namesIn, noteTotal, textOf } from "./WorkExtent.ts"
 
 const params = {
+  ...computeParameters,
   tasks: parameter(Schema.Union([Schema.Literal("all"), Schema.NonEmptyArray(Schema.String)]), {
     change: "additive",
     describe: "perplexity, and the names of the questions' files without .jsonl; all: whatever the inputs hold",
@@ -151,6 +153,7 @@ export const evalStage = defineStage({
       if (counted !== total) yield* noteTotal(context.work, counted, "requests")
       total = counted
     })
+    const compute = yield* chooseCompute(params, threads)
     const scores: Array<ModelScores> = []
     for (const handle of inputs.models) {
       const open = subjects.filter((subject) => known(subject, handle) === undefined)
@@ -165,7 +168,7 @@ export const evalStage = defineStage({
           )
         const tasks: Record<string, Metrics> = {}
         const scorer =
-          open.length === 0 ? undefined : yield* openScorer({ folder: handle.folder, origin: handle.origin, threads })
+          open.length === 0 ? undefined : yield* openScorer({ folder: handle.folder, origin: handle.origin, compute })
         const prepared = new Map<string, Task>()
         for (const subject of open) {
           const task = yield* Effect.catchTag(subject.prepare(contextLength, handle.origin), "TaskError", badQuestions)

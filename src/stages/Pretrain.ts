@@ -10,6 +10,7 @@ import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
+import { chooseCompute, computeParameters, recompute } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
@@ -154,6 +155,8 @@ export const pretrainStage = defineStage({
       describe:
         "How many of those stay, counted from the last; the one of the best validation loss stays besides, and under wsd that of the decay's start, for runs with more tokens."
     }),
+    ...computeParameters,
+    recompute,
     save_every_seconds,
     log_every
   },
@@ -215,7 +218,8 @@ export const pretrainStage = defineStage({
     if (heldOut.blocks === 0) warn(`${inputs.data.origin} has no validation block: no validation loss is measured`)
 
     yield* noteTotal(context.work, totalSteps, "steps")
-    const model = yield* openModel(shape, threads)
+    const model = yield* openModel(shape, yield* chooseCompute(params, threads))
+    log(`computes on ${model.deviceName}`)
     const validation = inBatches(
       yield* heldOut.inOrder(0, Math.min(params.validation_blocks, heldOut.blocks)),
       data.seqLen,

@@ -21,6 +21,7 @@ import { storageFailure } from "../engine/StorageFailure.ts"
 import { tokenizerOf } from "../engine/Tokenizer.ts"
 import { train, type TrainingBatch } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
+import { chooseCompute, computeParameters, recompute } from "../engine/Compute.ts"
 import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
@@ -147,6 +148,8 @@ export const sftStage = defineStage({
     weight_decay: parameter(NotNegative, { change: "identity", default: 0, describe: "AdamW's weight decay." }),
     clip,
     seed: parameter(AtLeast(0), { change: "identity", default: 3407, describe: "Of the order of conversations." }),
+    ...computeParameters,
+    recompute,
     save_every_seconds,
     log_every
   },
@@ -214,7 +217,8 @@ export const sftStage = defineStage({
         `${validation.length} held out, ${totalSteps} steps of ${params.batch_rows} for ${params.epochs} epochs`
     )
     yield* noteTotal(context.work, totalSteps, "steps")
-    const model = yield* openModel(shape, threads)
+    const model = yield* openModel(shape, yield* chooseCompute(params, threads))
+    log(`computes on ${model.deviceName}`)
     const outcome = yield* train(
       model,
       {

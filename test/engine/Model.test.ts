@@ -57,7 +57,7 @@ layer(NodeServices.layer)("Model", (it) => {
   it.effect("follows transformers and torch through a whole small training run", () =>
     Effect.gen(function* () {
       const oracle = yield* readOracleCase(fileURLToPath(new URL("../oracle/train/gqa-small", import.meta.url)))
-      const deviations = yield* compareWithOracle(yield* load, oracle, 2)
+      const deviations = yield* compareWithOracle(yield* load, oracle, { threads: 2 })
       assert.deepStrictEqual(
         deviations.filter((deviation) => !withinLimit(deviation)),
         []

@@ -66,7 +66,7 @@ layer(NodeServices.layer)("openScorer", (it) => {
           }
         })
       )
-      const scorer = yield* openScorer({ folder, origin: "test.model", threads: 1 })
+      const scorer = yield* openScorer({ folder, origin: "test.model", compute: { threads: 1 } })
       assert.deepStrictEqual(scorer.shape, shape)
       for (const batchTokens of [1, 40, 1000])
         for (const rows of planBatches(sequences, batchTokens)) {
@@ -85,7 +85,7 @@ layer(NodeServices.layer)("openScorer", (it) => {
   it.effect("names the model that cannot be read, and what makes it anew", () =>
     Effect.gen(function* () {
       const folder = yield* (yield* FileSystem.FileSystem).makeTempDirectoryScoped()
-      const error = yield* Effect.flip(openScorer({ folder, origin: "chat.model", threads: 1 }))
+      const error = yield* Effect.flip(openScorer({ folder, origin: "chat.model", compute: { threads: 1 } }))
       assert.strictEqual(error.failure, "corrupt")
       assert.include(error.message, "chat.model")
       assert.include(error.next, "--force chat")

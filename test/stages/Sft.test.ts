@@ -29,7 +29,7 @@ const shape: ModelShape = {
 /** Random weights in a Checkpoint's folder. */
 const baseCheckpoint = Effect.fnUntraced(function* (changed: Facts) {
   const folder = yield* temporaryFolder
-  const model = yield* openModel(shape, 1)
+  const model = yield* openModel(shape, { threads: 1 })
   model.initialize(5)
   yield* writeWeights(folder, { shape, precision: "fp32", weights: weightsOf(model) })
   const { digest } = yield* loadTokenizer("llama-2")
@@ -127,7 +127,7 @@ describe("sft", () => {
       // Asked as the chat asks, greedily, it answers and ends.
       const tokenizer = yield* loadTokenizer("llama-2")
       const source = yield* readHfModel(folder)
-      const model = yield* openModel(source.shape, 1)
+      const model = yield* openModel(source.shape, { threads: 1 })
       yield* loadWeights(model, source)
       const ids = [
         ...tokenizer.encode(new TextEncoder().encode("### Human: Say blue.### Assistant:"), { addBos: true })
