@@ -2,7 +2,7 @@
  * The training loop that pretraining and fine-tuning share. Everything it does is a function of the step and of the global sample index, so a run
  * that was interrupted anywhere ends with the same bits as one that was not: weights, moments, metrics, and the set of checkpoints that stay.
  */
-import { Clock, Effect, FileSystem, Path, type Scope } from "effect"
+import { Clock, Effect, Fiber, FileSystem, Path, type Scope } from "effect"
 import { Preempted, type Progress, StageError } from "../pipeline/StageType.ts"
 import {
   folderName,
@@ -230,20 +230,20 @@ export const train: (
 
     const startedAt = yield* now
     const startedTokens = state.tokens
-    let reading = { at: startedAt, tokens: state.tokens }
+    let lastReading = { at: startedAt, tokens: state.tokens }
 
     const report = Effect.fnUntraced(function* (loss: number, learningRate: number, gradientNorm: number) {
       const at = yield* now
       const { step, tokens } = state
       const due = step % plan.logEvery === 0 || step === totalSteps
-      if (!due && at - reading.at < 1000) return
-      const rate = (1000 * (tokens - reading.tokens)) / Math.max(1, at - reading.at)
+      if (!due && at - lastReading.at < 1000) return
+      const rate = (1000 * (tokens - lastReading.tokens)) / Math.max(1, at - lastReading.at)
       const totalTokens = tokens * (plan.totalSamples / state.next_sample)
       const averageRate = (1000 * (tokens - startedTokens)) / Math.max(1, at - startedAt)
       const secondsLeft = (totalTokens - tokens) / averageRate
       const gigaflops = (rate * plan.flopsPerToken) / 1e9
       const peakMemory = process.resourceUsage().maxRSS * 1024
-      reading = { at, tokens }
+      lastReading = { at, tokens }
       surroundings.progress({
         done: tokens,
         total: Math.round(totalTokens),
@@ -277,21 +277,49 @@ export const train: (
         )
     })
 
+    const countFrom = (first: number) => Math.min(plan.samplesPerStep, plan.totalSamples - first)
+    /** Reads a step's batches while the step before computes. */
+    const read = (first: number) =>
+      Effect.forkChild(countFrom(first) > 0 ? data.batches(first, countFrom(first)) : Effect.succeed([]), {
+        startImmediately: true
+      })
+
+    /** The sum of the losses; undefined when the attempt shall stop. A micro-batch is handed over while the one before computes: no device waits. */
+    const accumulated = Effect.fnUntraced(function* (
+      batches: ReadonlyArray<TrainingBatch>,
+      lossScale: number,
+      step: number
+    ) {
+      const begin = (batch: TrainingBatch | undefined) =>
+        batch === undefined || stopRequested() ? undefined : model.accumulate(batch, lossScale)
+      let sum = 0
+      let running = begin(batches[0])
+      for (let index = 0; index < batches.length; index++) {
+        if (running === undefined) return undefined
+        const current = running
+        running = begin(batches[index + 1])
+        // It may fail while the one before is still waited for.
+        running?.catch(() => undefined)
+        const { lossSum } = yield* Effect.tryPromise({
+          try: () => current,
+          catch: nativeFailure(`step ${step}`, plan.advice.memory)
+        })
+        sum += lossSum
+      }
+      return sum
+    })
+
     yield* settle()
+    let reading = yield* read(state.next_sample)
     while (state.step < totalSteps) {
       const step = state.step + 1
       const first = state.next_sample
-      const count = Math.min(plan.samplesPerStep, plan.totalSamples - first)
-      const batches = yield* data.batches(first, count)
+      const count = countFrom(first)
+      const batches = yield* Fiber.join(reading)
+      reading = yield* read(first + count)
       const scored = scoredTargets(batches)
-      let lossSum = 0
-      for (const batch of batches) {
-        if (stopRequested()) return yield* stop(`in step ${step}`)
-        lossSum += (yield* Effect.tryPromise({
-          try: () => model.accumulate(batch, 1 / scored),
-          catch: nativeFailure(`step ${step}`, plan.advice.memory)
-        })).lossSum
-      }
+      const lossSum = yield* accumulated(batches, 1 / scored, step)
+      if (lossSum === undefined) return yield* stop(`in step ${step}`)
       const loss = lossSum / scored
       if (!Number.isFinite(loss)) return yield* diverged(step, `the loss is ${loss}`)
       const learningRate = learningRateAt(plan.schedule, step)
