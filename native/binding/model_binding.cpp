@@ -15,6 +15,7 @@
 #include "native/core/error.h"
 #include "native/device/open_device.h"
 #include "native/model/llama.h"
+#include "native/model/memory_plan.h"
 #include "native/optimizer/adamw.h"
 
 namespace tinyllama {
@@ -339,8 +340,26 @@ Napi::Value gpus(const Napi::CallbackInfo& info) {
   return answer;
 }
 
+// planTrainingMemory(config, options, batch, length): bytes by purpose.
+Napi::Value training_memory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const LlamaConfig config = read_config(info[0]);
+  validate(config);
+  const EngineOptions options = read_options(info[1]);
+  const std::int64_t batch = integer_argument(info[2], "batch"), length = integer_argument(info[3], "length");
+  require(batch >= 1 && length >= 1 && batch <= INT32_MAX && length <= INT32_MAX, "batch and length must be at least 1 and fit 32 bits");
+  const MemoryPlan plan = plan_training_memory(config, batch, length, options.device.compute_type, options.recompute);
+  Napi::Object answer = Napi::Object::New(env);
+  answer.Set("weights", static_cast<double>(plan.weights));
+  answer.Set("gradients", static_cast<double>(plan.gradients));
+  answer.Set("moments", static_cast<double>(plan.moments));
+  answer.Set("activations", static_cast<double>(plan.activations));
+  return answer;
+}
+
 void register_model(Napi::Env env, Napi::Object exports) {
   exports.Set("Model", Model::define(env));
+  exports.Set("planTrainingMemory", Napi::Function::New(env, training_memory));
   exports.Set("gpus", Napi::Function::New(env, gpus));
 }
 

@@ -176,6 +176,13 @@ export interface Native {
   readonly Model: new (config: ModelConfig, options: ModelOptions) => NativeModel
   /** Looks once in a process. */
   gpus(): GpuSurvey
+  /** Bytes that training holds on its device, micro-batches of `batch` sequences of `length` tokens: the engine's own plan of its arena. */
+  planTrainingMemory(
+    config: ModelConfig,
+    options: ModelOptions,
+    batch: number,
+    length: number
+  ): { readonly weights: number; readonly gradients: number; readonly moments: number; readonly activations: number }
   readonly Tokenizer: new (vocabulary: Vocabulary) => NativeTokenizer
   /** Rows of jsonl files; each path names a field, through objects. */
   readonly JsonRows: new (paths: ReadonlyArray<ReadonlyArray<string>>) => JsonRows
