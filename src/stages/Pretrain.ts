@@ -10,6 +10,8 @@ import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
+import { largestMicroBatch, requireGpuMemory } from "../engine/GpuMemory.ts"
+import type { ModelOptions } from "../engine/Native.ts"
 import { chooseCompute, computeParameters, recompute } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
@@ -22,6 +24,9 @@ import {
   Fraction,
   LearningRate,
   NotNegative,
+  CPU_MICRO_BATCH,
+  LARGEST_MICRO_BATCH,
+  MicroBatch,
   Positive,
   clip,
   log_every,
@@ -56,6 +61,19 @@ const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: SampleLoa
   if (data.blocks === 0)
     return yield* invalid(`${origin} has no training block`, "give it more text, or pack with a smaller seq_len")
 })
+
+const microBatchOf = (
+  asked: typeof MicroBatch.Type,
+  shape: ModelShape,
+  compute: ModelOptions,
+  length: number,
+  samplesPerStep: number
+) =>
+  asked !== "auto"
+    ? Effect.succeed(asked)
+    : compute.device === "cuda"
+      ? largestMicroBatch(shape, compute, length, Math.min(samplesPerStep, LARGEST_MICRO_BATCH))
+      : Effect.succeed(CPU_MICRO_BATCH)
 
 /** Micro-batches of at most `size` rows of `length` tokens, as views. Every row counts in full, padding too: it is computed like all else. */
 const inBatches = ({ targets, tokens }: Rows, length: number, size: number): ReadonlyArray<TrainingBatch> => {
@@ -106,11 +124,12 @@ export const pretrainStage = defineStage({
       change: budgetChange,
       describe: "Token budget; training takes the whole steps that fit into it."
     }),
-    micro_batch: parameter(AtLeast(1), {
+    micro_batch: parameter(MicroBatch, {
       // Not operational: gradients are summed in another order, and floating-point sums depend on it.
       change: "identity",
       default: 8,
-      describe: "Sequences per forward and backward pass: what fits into memory. Changes rounding, hence the result."
+      describe:
+        "Sequences per forward and backward pass: what fits into memory. Changes rounding, hence the result. auto: on a GPU the largest power of two that fits, else 8."
     }),
     batch_tokens: parameter(AtLeast(1), {
       change: "identity",
@@ -218,16 +237,23 @@ export const pretrainStage = defineStage({
     if (heldOut.blocks === 0) warn(`${inputs.data.origin} has no validation block: no validation loss is measured`)
 
     yield* noteTotal(context.work, totalSteps, "steps")
-    const model = yield* openModel(shape, yield* chooseCompute(params, threads))
+    const compute = yield* chooseCompute(params, threads)
+    const microBatch = yield* microBatchOf(params.micro_batch, shape, compute, data.seqLen, samplesPerStep)
+    const fit = yield* requireGpuMemory(shape, compute, { batch: microBatch, length: data.seqLen })
+    if (fit !== undefined)
+      log(
+        `${(fit.bytes / 2 ** 30).toFixed(1)} of ${(fit.memory / 2 ** 30).toFixed(1)} GiB of GPU memory, in micro-batches of ${microBatch}`
+      )
+    const model = yield* openModel(shape, compute)
     log(`computes on ${model.deviceName}`)
     const validation = inBatches(
       yield* heldOut.inOrder(0, Math.min(params.validation_blocks, heldOut.blocks)),
       data.seqLen,
-      params.micro_batch
+      microBatch
     )
     const trainingData: TrainingData = {
       batches: (first, count) =>
-        Effect.map(data.samples(first, count), (rows) => inBatches(rows, data.seqLen, params.micro_batch)),
+        Effect.map(data.samples(first, count), (rows) => inBatches(rows, data.seqLen, microBatch)),
       validation: Effect.succeed(validation)
     }
     const { optimizer } = params

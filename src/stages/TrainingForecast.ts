@@ -9,6 +9,7 @@ import { formatBytes, formatCount } from "../pipeline/file/Quantity.ts"
 import { factsOf, numberIn, passedOn, shapeIn } from "./KnownFacts.ts"
 import { outlook } from "./Outlook.ts"
 import { BYTES_PER_TOKEN } from "./TextForecast.ts"
+import { CPU_MICRO_BATCH } from "./TrainingParameters.ts"
 
 /** A line of metrics.jsonl. */
 const METRICS_LINE_BYTES = 150
@@ -27,7 +28,7 @@ interface PretrainParams {
   readonly model: ModelShape
   readonly max_tokens: number
   readonly batch_tokens: number
-  readonly micro_batch: number
+  readonly micro_batch: number | "auto"
   readonly validate_every: number
   readonly validation_blocks: number
   readonly save_every: number
@@ -118,7 +119,9 @@ export const forecastPretrain = (
     ),
     bytes: checkpoints * checkpointBytes(shape) + 2 * METRICS_LINE_BYTES * (totalSteps + validations),
     // The dataset is mapped, which costs no memory of its own; the held-out batches stay.
-    memory: trainingMemory(shape, params.micro_batch * seqLen) + heldOut * (blockBytes + 8 * seqLen),
+    memory:
+      trainingMemory(shape, (params.micro_batch === "auto" ? CPU_MICRO_BATCH : params.micro_batch) * seqLen) +
+      heldOut * (blockBytes + 8 * seqLen),
     ...(resumesAt === undefined ? {} : { resumesAt }),
     outputs: {
       state: {

@@ -6,6 +6,13 @@ import { parameter } from "../pipeline/StageType.ts"
 export const AtLeast = (minimum: number) =>
   Schema.Int.check(Schema.isGreaterThanOrEqualTo(minimum, { message: `must be a whole number from ${minimum} on` }))
 
+/** Sequences per forward and backward pass. */
+export const MicroBatch = Schema.Union([AtLeast(1), Schema.Literal("auto")])
+/** What auto means on the CPU, and for forecasts. */
+export const CPU_MICRO_BATCH = 8
+/** Beyond this, larger products gain nothing. */
+export const LARGEST_MICRO_BATCH = 32
+
 export const NotNegative = Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0, { message: "must be 0 or above" }))
 
 export const Positive = Schema.Finite.check(Schema.isGreaterThan(0, { message: "must be above 0" }))

@@ -28,7 +28,8 @@ export const batch = stageRule<typeof pretrainStage>("pretrain", "batch", (exami
       `a step of ${sequences} sequences leaves some of ${devices} GPUs without work`,
       `set batch_tokens to at least ${grouped(devices * length)}`
     )
-  const share = micro_batch * devices
+  // auto takes what divides the step where it can.
+  const share = (micro_batch === "auto" ? 1 : micro_batch) * devices
   const form = `${sequences} sequences a step in micro-batches of ${micro_batch}${devices > 1 ? ` on ${devices} GPUs` : ""}`
   if (sequences % devices !== 0)
     return warning(
