@@ -1,6 +1,6 @@
 // Training speed and memory without data or runner: random tokens through a whole optimizer step.
 //   train_bench [--device cpu|cuda] [--precision fp32|bf16] [--model 1.1b|tiny] [--micro-batch N] [--length T] [--accumulate A] [--steps S]
-//               [--recompute none|pointwise|gate-up|full] [--graphs on|off]
+//               [--recompute none|pointwise|gate-up|full] [--graphs on|off] [--kernels on|off]
 // The last line is JSON. The first step is timed from the start of main: library, weights, plans and all.
 #include <algorithm>
 #include <chrono>
@@ -14,6 +14,7 @@
 
 #include "native/core/philox.h"
 #include "native/device/open_device.h"
+#include "native/model/kernel_timing.h"
 #include "native/model/llama.h"
 #include "native/optimizer/adamw.h"
 
@@ -29,6 +30,7 @@ struct Arguments {
   DeviceOptions device{.kind = DeviceKind::cuda, .threads = 2, .compute_type = DataType::bf16};
   std::string model = "1.1b";
   Recompute recompute = Recompute::pointwise;
+  bool kernels = false;
   std::int64_t micro_batch = 16, length = 2048, accumulate = 2, steps = 20;
 };
 
@@ -48,6 +50,7 @@ Arguments read_arguments(int count, char** values) {
     else if (name == "--length") arguments.length = std::stoll(value);
     else if (name == "--accumulate") arguments.accumulate = std::stoll(value);
     else if (name == "--steps") arguments.steps = std::stoll(value);
+    else if (name == "--kernels") arguments.kernels = value == "on";
     else if (name == "--graphs") arguments.device.graphs = value != "off";
     else if (name == "--recompute")
       arguments.recompute = value == "none"      ? Recompute::none
@@ -136,6 +139,19 @@ int run(const Arguments& arguments) {
   const double rate = static_cast<double>(rows * arguments.accumulate) / median;
   const FlopsPerToken flops = flops_of(config, model.layout(), arguments.length);
   constexpr double peak = 989e12;  // bf16, dense, of an H100 or H200 by its datasheet
+  if (arguments.kernels) {
+    const auto timings = time_kernels(*device, config, arguments.micro_batch, arguments.length, arguments.recompute, 5);
+    double sum = 0;
+    const auto share = [&](const KernelTiming& timing) {
+      return timing.seconds * static_cast<double>(timing.per_step ? timing.calls : timing.calls * arguments.accumulate);
+    };
+    for (const KernelTiming& timing : timings) sum += share(timing);
+    for (const KernelTiming& timing : timings) {
+      std::printf("%-26s %9.1f us %8.1f GB/s %8.1f TFLOP/s  %5.1f %% of the step\n", timing.name.c_str(), timing.seconds * 1e6,
+                  timing.bytes / timing.seconds / 1e9, timing.operations / timing.seconds / 1e12, 100 * share(timing) / median);
+    }
+    std::printf("all operations alone: %.1f ms of a step's %.1f ms\n", sum * 1e3, median * 1e3);
+  }
   std::printf("{\"device\":\"%s\",\"tokens_per_second\":%.0f,\"mfu_causal\":%.4f,\"mfu_full_attention\":%.4f,\"mfu_litgpt\":%.4f,"
               "\"step_ms\":%.2f,\"fastest_step_ms\":%.2f,\"slowest_step_ms\":%.2f,\"first_step_s\":%.2f,\"memory_gib\":%.2f,\"loss\":%.6f,"
               "\"gradient_norm\":%.6f}\n",
