@@ -5,6 +5,7 @@ import { Console, Effect, Layer, Logger } from "effect"
 import { CliOutput, Command } from "effect/cli"
 import * as PromptFileSystem from "./artifacts/PromptFileSystem.ts"
 import { acceptCommand } from "./cli/commands/accept.ts"
+import { benchCommand } from "./cli/commands/bench.ts"
 import { chatCommand } from "./cli/commands/chat.ts"
 import { CommandTree, completionsCommand } from "./cli/commands/completions.ts"
 import { diffCommand } from "./cli/commands/diff.ts"
@@ -59,6 +60,7 @@ const program = Command.make("tinyllama").pipe(
     chatCommand,
     tokenizerCommand,
     doctorCommand,
+    benchCommand,
     completionsCommand
   ])
 )

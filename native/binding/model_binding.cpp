@@ -14,6 +14,7 @@
 #include "native/binding/promise_worker.h"
 #include "native/core/error.h"
 #include "native/device/open_device.h"
+#include "native/model/kernel_timing.h"
 #include "native/model/llama.h"
 #include "native/model/memory_plan.h"
 #include "native/optimizer/adamw.h"
@@ -357,8 +358,48 @@ Napi::Value training_memory(const Napi::CallbackInfo& info) {
   return answer;
 }
 
+struct KernelReport {
+  std::string device;
+  std::vector<KernelTiming> timings;
+};
+
+// timeKernels(config, options, batch, length, rounds): Promise<{ device, timings }>.
+Napi::Value kernel_timings(const Napi::CallbackInfo& info) {
+  const LlamaConfig config = read_config(info[0]);
+  validate(config);
+  const EngineOptions options = read_options(info[1]);
+  const std::int64_t batch = integer_argument(info[2], "batch"), length = integer_argument(info[3], "length");
+  const std::int64_t rounds = integer_argument(info[4], "rounds");
+  require(batch >= 1 && length >= 1 && rounds >= 1 && rounds <= 1000, "batch, length and rounds must be at least 1");
+  return run_async<KernelReport>(
+      info.Env(), "timeKernels",
+      [=] {
+        const std::unique_ptr<Device> device = open_device(options.device);
+        return KernelReport{device->name(), time_kernels(*device, config, batch, length, options.recompute, static_cast<int>(rounds))};
+      },
+      [](Napi::Env env, KernelReport& report) {
+        Napi::Array list = Napi::Array::New(env, report.timings.size());
+        for (std::size_t index = 0; index < report.timings.size(); ++index) {
+          const KernelTiming& timing = report.timings[index];
+          Napi::Object entry = Napi::Object::New(env);
+          entry.Set("name", timing.name);
+          entry.Set("seconds", timing.seconds);
+          entry.Set("bytes", timing.bytes);
+          entry.Set("operations", timing.operations);
+          entry.Set("calls", static_cast<double>(timing.calls));
+          entry.Set("perStep", timing.per_step);
+          list.Set(static_cast<std::uint32_t>(index), entry);
+        }
+        Napi::Object answer = Napi::Object::New(env);
+        answer.Set("device", report.device);
+        answer.Set("timings", list);
+        return answer;
+      });
+}
+
 void register_model(Napi::Env env, Napi::Object exports) {
   exports.Set("Model", Model::define(env));
+  exports.Set("timeKernels", Napi::Function::New(env, kernel_timings));
   exports.Set("planTrainingMemory", Napi::Function::New(env, training_memory));
   exports.Set("gpus", Napi::Function::New(env, gpus));
 }

@@ -75,6 +75,17 @@ export interface GpuSurvey {
   readonly obstacle: string
 }
 
+/** One operation of a training step, alone: native/model/kernel_timing.h. */
+export interface KernelTiming {
+  readonly name: string
+  readonly seconds: number
+  readonly bytes: number
+  readonly operations: number
+  /** In a micro-batch, or in a step for the optimizer's. */
+  readonly calls: number
+  readonly perStep: boolean
+}
+
 export interface NativeModel {
   readonly parameters: ReadonlyArray<ParameterInfo>
   readonly parameterCount: number
@@ -176,6 +187,13 @@ export interface Native {
   readonly Model: new (config: ModelConfig, options: ModelOptions) => NativeModel
   /** Looks once in a process. */
   gpus(): GpuSurvey
+  timeKernels(
+    config: ModelConfig,
+    options: ModelOptions,
+    batch: number,
+    length: number,
+    rounds: number
+  ): Promise<{ readonly device: string; readonly timings: ReadonlyArray<KernelTiming> }>
   /** Bytes that training holds on its device, micro-batches of `batch` sequences of `length` tokens: the engine's own plan of its arena. */
   planTrainingMemory(
     config: ModelConfig,
