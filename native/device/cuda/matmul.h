@@ -15,11 +15,14 @@ class MatmulEngine {
   virtual ~MatmulEngine() = default;
   virtual void matmul(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b,
                       bool accumulate) = 0;
-  // "cuBLASLt 13.0.2 (/usr/lib/…)" or "tinyllama's own kernels (cuBLASLt was not found: …)".
+  // "cuBLASLt 13.0.2 (/usr/lib/…), plans in …" or "own kernels (no cuBLASLt: …)", and what the user should know of the choice of plans.
   virtual std::string describe() const = 0;
 };
 
-// TINYLLAMA_CUBLASLT names the library file, or "none" for our own kernels.
+// Throws Error where the shapes of a product do not fit each other.
+void check_product(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b);
+
+// TINYLLAMA_CUBLASLT names the library file, or "none" for our own kernels (cublaslt_library.h tells where else it is looked for).
 std::unique_ptr<MatmulEngine> make_matmul_engine(CudaContext& context);
 
 }  // namespace tinyllama::cuda
