@@ -1,5 +1,6 @@
 // The output projection and its loss in chunks of rows; the (N, V) logits never exist at once.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "native/core/tensor.h"
@@ -11,8 +12,13 @@ namespace tinyllama::cuda {
 // Device::linear_cross_entropy. hidden, weight and dhidden are all f32 or all bf16; dweight is f32; `scale` lies on the device.
 void linear_cross_entropy(CudaContext& context, MatmulEngine& engine, float* losses, const Tensor& dhidden, const Tensor& dweight,
                           const Tensor& hidden, const Tensor& weight, const std::int32_t* targets, const float* scale);
-// Device::linear_log_probability.
+// Device::linear_log_probability. The logits are f32 in either type: bf16 ones lie on a grid of 1/8 from 16 up, and equal ones would decide
+// what is greedy.
 void linear_log_probability(CudaContext& context, MatmulEngine& engine, float* log_probabilities, std::uint8_t* greedy, const Tensor& hidden,
                             const Tensor& weight, const std::int32_t* targets);
+
+// Device memory that either operation takes from the context's scratch, in bytes: what a plan of memory must set aside before a graph is
+// captured. `type` is that of hidden and weight.
+std::size_t linear_loss_scratch(std::int64_t rows, std::int64_t vocabulary, DataType type);
 
 }  // namespace tinyllama::cuda

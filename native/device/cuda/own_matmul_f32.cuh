@@ -57,7 +57,7 @@ class F32Operand {
 };
 
 template <bool transpose_a, bool transpose_b>
-__global__ void __launch_bounds__(f32_threads, 2) ffma_product(const F32Product product) {
+__global__ void __launch_bounds__(f32_threads, 1) ffma_product(const F32Product product) {
   __shared__ __align__(16) float shared_a[2][f32_depth][f32_row], shared_b[2][f32_depth][f32_row];
   const int tiles_n = (product.n + f32_tile - 1) / f32_tile;
   const int first_m = static_cast<int>(blockIdx.x) / tiles_n * f32_tile, first_n = static_cast<int>(blockIdx.x) % tiles_n * f32_tile;
@@ -92,14 +92,16 @@ __global__ void __launch_bounds__(f32_threads, 2) ffma_product(const F32Product 
     }
   }
 
+  const int rows_left = product.m - first_m - row, columns_left = product.n - first_n - column;
+  float* const out = product.out + static_cast<std::int64_t>(first_m + row) * product.stride_out + first_n + column;
 #pragma unroll
   for (int i = 0; i < 8; ++i)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const std::int64_t r = first_m + row + i % 4 + i / 4 * 64, c = first_n + column + j % 4 + j / 4 * 64;
-      if (r >= product.m || c >= product.n) continue;
-      float& out = product.out[r * product.stride_out + c];
-      out = product.accumulate ? out + sums[i][j] : sums[i][j];
+      const int r = i % 4 + i / 4 * 64, c = j % 4 + j / 4 * 64;
+      if (r >= rows_left || c >= columns_left) continue;
+      float& element = out[r * product.stride_out + c];
+      element = product.accumulate ? element + sums[i][j] : sums[i][j];
     }
 }
 
