@@ -8,13 +8,14 @@
 // Milakov & Gimelshein 2018), so equal rows give equal bits.
 #pragma once
 #include <cuda_bf16.h>
-#include <math_constants.h>
 
 #include <cstdint>
+#include <limits>
 
 namespace tinyllama::cuda {
 
 inline constexpr float log2_of_e = 1.4426950408889634f, ln_of_2 = 0.6931471805599453f;
+inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
 __device__ inline float exp2_fast(float x) {
   float y;
@@ -22,7 +23,7 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-// 16 bytes of a row.
+// 16 bytes of a row. `Top` is a running maximum; like fmaxf it passes over NaN, which shows in the sum instead.
 template <class Element>
 struct RowVector;
 template <>
@@ -34,6 +35,17 @@ struct RowVector<__nv_bfloat16> {
     const std::uint32_t word = i / 2 == 0 ? words.x : i / 2 == 1 ? words.y : i / 2 == 2 ? words.z : words.w;
     return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
   }
+  // The same by another instruction. The compiler would else keep what the first loop unpacked for the second, in twice the registers, and
+  // spill.
+  __device__ float get_again(int i) const {
+    const std::uint32_t word = i / 2 == 0 ? words.x : i / 2 == 1 ? words.y : i / 2 == 2 ? words.z : words.w;
+    std::uint32_t bits;
+    if (i % 2 == 0)
+      asm("prmt.b32 %0, %1, 0, 0x1044;" : "=r"(bits) : "r"(word));
+    else
+      asm("prmt.b32 %0, %1, 0, 0x3244;" : "=r"(bits) : "r"(word));
+    return __uint_as_float(bits);
+  }
   __device__ void set(const float (&values)[8]) {
     const auto pack = [](float low, float high) {
       const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -41,6 +53,15 @@ struct RowVector<__nv_bfloat16> {
     };
     words = {pack(values[0], values[1]), pack(values[2], values[3]), pack(values[4], values[5]), pack(values[6], values[7])};
   }
+  using Top = __nv_bfloat162;
+  __device__ static Top lowest() { return pair(minus_infinity); }
+  __device__ Top raise(Top top) const {
+    return __hmax2(__hmax2(top, __hmax2(pair(words.x), pair(words.y))), __hmax2(pair(words.z), pair(words.w)));
+  }
+  __device__ static float value(Top top) { return fmaxf(__low2float(top), __high2float(top)); }
+
+ private:
+  __device__ static __nv_bfloat162 pair(std::uint32_t word) { return *reinterpret_cast<const __nv_bfloat162*>(&word); }
 };
 template <>
 struct RowVector<float> {
@@ -48,9 +69,14 @@ struct RowVector<float> {
   static constexpr std::uint32_t minus_infinity = 0xff800000u;
   uint4 words;
   __device__ float get(int i) const { return __uint_as_float(i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w); }
+  __device__ float get_again(int i) const { return get(i); }
   __device__ void set(const float (&values)[4]) {
     words = {__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]), __float_as_uint(values[3])};
   }
+  using Top = float;
+  __device__ static Top lowest() { return -infinity; }
+  __device__ Top raise(Top top) const { return fmaxf(fmaxf(top, fmaxf(get(0), get(1))), fmaxf(get(2), get(3))); }
+  __device__ static float value(Top top) { return top; }
 };
 
 // Past the row's end stands -inf, whose exponential is 0.
@@ -62,7 +88,7 @@ template <class Vector>
 __device__ inline Vector cut(const Vector& vector, int length) {
   float values[Vector::width];
 #pragma unroll
-  for (int i = 0; i < Vector::width; ++i) values[i] = i < length ? vector.get(i) : -CUDART_INF_F;
+  for (int i = 0; i < Vector::width; ++i) values[i] = i < length ? vector.get(i) : -infinity;
   Vector result;
   result.set(values);
   return result;
@@ -70,13 +96,13 @@ __device__ inline Vector cut(const Vector& vector, int length) {
 
 // max, and the sum of 2^((x - max)·log2 e).
 struct Softmax {
-  float maximum = -CUDART_INF_F, sum = 0;
+  float maximum = -infinity, sum = 0;
 
   __device__ void join(const Softmax& other) {
     const float top = fmaxf(maximum, other.maximum);
     // A part without elements has the factor 0, which leaves a sum that is NaN as it is.
-    const float mine = maximum == -CUDART_INF_F ? 0.f : exp2_fast((maximum - top) * log2_of_e);
-    const float theirs = other.maximum == -CUDART_INF_F ? 0.f : exp2_fast((other.maximum - top) * log2_of_e);
+    const float mine = maximum == -infinity ? 0.f : exp2_fast((maximum - top) * log2_of_e);
+    const float theirs = other.maximum == -infinity ? 0.f : exp2_fast((other.maximum - top) * log2_of_e);
     sum = sum * mine + other.sum * theirs;
     maximum = top;
   }
@@ -130,28 +156,37 @@ template <class Vector>
 __device__ inline void write_gradient(Vector* to, const Vector& from, int first, int target, float log_sum, float scale) {
   float values[Vector::width];
 #pragma unroll
-  for (int i = 0; i < Vector::width; ++i) values[i] = exp2_fast(fmaf(from.get(i), log2_of_e, -log_sum)) * scale;
+  for (int i = 0; i < Vector::width; ++i) values[i] = exp2_fast(fmaf(from.get_again(i), log2_of_e, -log_sum)) * scale;
   if (static_cast<unsigned>(target - first) < static_cast<unsigned>(Vector::width)) {
 #pragma unroll
     for (int i = 0; i < Vector::width; ++i)
-      if (first + i == target) values[i] = (exp2_fast(fmaf(from.get(i), log2_of_e, -log_sum)) - 1.f) * scale;
+      if (first + i == target) values[i] = (exp2_fast(fmaf(from.get_again(i), log2_of_e, -log_sum)) - 1.f) * scale;
   }
   Vector result;
   result.set(values);
   *to = result;
 }
 
+// The sum of 2^(x·log2 e - shift), added in pairs: a chain of additions would be waited for.
+template <class Vector>
+__device__ inline float exponentials(const Vector& vector, float shift) {
+  float values[Vector::width];
+#pragma unroll
+  for (int i = 0; i < Vector::width; ++i) values[i] = exp2_fast(fmaf(vector.get(i), log2_of_e, -shift));
+#pragma unroll
+  for (int half = Vector::width / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  return values[0];
+}
+
 // What one thread takes from `vector`.
 template <class Vector>
 __device__ inline void take(Softmax& own, const Vector& vector) {
-  float top = own.maximum;
-#pragma unroll
-  for (int i = 0; i < Vector::width; ++i) top = fmaxf(top, vector.get(i));
-  const float shift = top == -CUDART_INF_F ? 0.f : top * log2_of_e;
-  float sum = own.sum * (own.maximum == -CUDART_INF_F ? 0.f : exp2_fast(fmaf(own.maximum, log2_of_e, -shift)));
-#pragma unroll
-  for (int i = 0; i < Vector::width; ++i) sum += exp2_fast(fmaf(vector.get(i), log2_of_e, -shift));
-  own = {top, sum};
+  const float top = fmaxf(own.maximum, Vector::value(vector.raise(Vector::lowest())));
+  const float shift = top == -infinity ? 0.f : top * log2_of_e;
+  const float sum = own.sum * (own.maximum == -infinity ? 0.f : exp2_fast(fmaf(own.maximum, log2_of_e, -shift)));
+  own = {top, sum + exponentials(vector, shift)};
 }
 
 template <class Element, int threads, int vectors, int blocks>
@@ -172,19 +207,20 @@ __global__ void __launch_bounds__(threads, blocks) loss_in_registers(const LossR
   // Thread 0 reads the target's logit before the barrier in join_block, hence before anyone overwrites it.
   const float target_logit = threadIdx.x == 0 ? static_cast<float>(elements[target]) : 0.f;
 
-  Softmax own;
+  if (const int rest = rows.vocabulary % Vector::width; rest != 0) {
 #pragma unroll
-  for (int i = 0; i < vectors; ++i) {
-    const int first = (static_cast<int>(threadIdx.x) + i * threads) * Vector::width;
-    if (first < rows.vocabulary && first + Vector::width > rows.vocabulary) held[i] = cut(held[i], rows.vocabulary - first);
-#pragma unroll
-    for (int j = 0; j < Vector::width; ++j) own.maximum = fmaxf(own.maximum, held[i].get(j));
+    for (int i = 0; i < vectors; ++i)
+      if (static_cast<int>(threadIdx.x) + i * threads == count - 1) held[i] = cut(held[i], rest);
   }
-  const float shift = own.maximum == -CUDART_INF_F ? 0.f : own.maximum * log2_of_e;
+  auto top = Vector::lowest();
+#pragma unroll
+  for (int i = 0; i < vectors; ++i) top = held[i].raise(top);
+  Softmax own;
+  own.maximum = Vector::value(top);
+  const float shift = own.maximum == -infinity ? 0.f : own.maximum * log2_of_e;
 #pragma unroll
   for (int i = 0; i < vectors; ++i) {
-#pragma unroll
-    for (int j = 0; j < Vector::width; ++j) own.sum += exp2_fast(fmaf(held[i].get(j), log2_of_e, -shift));
+    own.sum += exponentials(held[i], shift);
   }
   const float log_sum = log2_sum(join_block<threads>(own));
   if (threadIdx.x == 0) rows.losses[blockIdx.x] = fmaf(log_sum, ln_of_2, -target_logit);
