@@ -112,16 +112,16 @@ struct Softmax {
 template <int threads>
 __device__ inline Softmax join_block(Softmax own) {
   constexpr int warps = threads / 32;
-  __shared__ Softmax parts[warps];
+  __shared__ float2 parts[warps];
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     const Softmax other{__shfl_xor_sync(~0u, own.maximum, distance), __shfl_xor_sync(~0u, own.sum, distance)};
     own.join(other);
   }
-  if (lane == 0) parts[threadIdx.x / 32] = own;
+  if (lane == 0) parts[threadIdx.x / 32] = {own.maximum, own.sum};
   __syncthreads();
-  own = lane < warps ? parts[lane] : Softmax{};
+  own = lane < warps ? Softmax{parts[lane].x, parts[lane].y} : Softmax{};
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     if (distance >= warps) continue;
