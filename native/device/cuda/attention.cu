@@ -1,0 +1,37 @@
+#include "native/device/cuda/attention.h"
+
+#include "native/device/cuda/attention_mma.h"
+#include "native/device/cuda/attention_plain.h"
+
+namespace tinyllama::cuda {
+namespace {
+
+void check(const Tensor& qkv, const Tensor& out, const AttentionShape& shape) {
+  require(shape.kv_heads >= 1 && shape.heads % shape.kv_heads == 0, "attention: the query heads must be a multiple of the key/value heads");
+  require(qkv.rows == shape.batch * shape.length && qkv.columns == (shape.heads + 2 * shape.kv_heads) * shape.head_size &&
+              out.rows == qkv.rows && out.columns == shape.heads * shape.head_size,
+          "attention: the matrices do not have the shape's sizes");
+  require(qkv.type == out.type, "attention: the matrices must have one type");
+}
+
+}  // namespace
+
+void attention_forward(CudaContext& context, const Tensor& out, float* lse, const Tensor& qkv, const AttentionShape& shape,
+                       const std::int32_t* first_keys) {
+  check(qkv, out, shape);
+  if (qkv.rows == 0) return;
+  const auto run = attention_mma_supports(qkv, out, shape) ? attention_mma_forward : attention_plain_forward;
+  run(context, out, lse, qkv, shape, first_keys);
+}
+
+void attention_backward(CudaContext& context, const Tensor& dqkv, const Tensor& dout, const Tensor& qkv, const Tensor& out, const float* lse,
+                        const AttentionShape& shape, const std::int32_t* first_keys) {
+  check(qkv, out, shape);
+  check(dqkv, dout, shape);
+  if (qkv.rows == 0) return;
+  const bool fast = attention_mma_supports(qkv, out, shape) && attention_mma_supports(dqkv, dout, shape);
+  const auto run = fast ? attention_mma_backward : attention_plain_backward;
+  run(context, dqkv, dout, qkv, out, lse, shape, first_keys);
+}
+
+}  // namespace tinyllama::cuda
