@@ -139,7 +139,7 @@ void head_size_64(CudaContext& context, AttentionShape shape) {
   BACKWARD(8, 64, 4, 2, 64, 32, 2);
   BACKWARD(1000, 64, 4, 2, 64, 32, 2);
   BACKWARD(0, 64, 4, 2, 64, 16, 2);
-  BACKWARD(0, 64, 4, 2, 128, 32, 2);
+  BACKWARD(0, 64, 4, 2, 128, 32, 1);
   BACKWARD(0, 64, 8, 1, 64, 64, 1);
   BACKWARD(0, 64, 8, 1, 64, 32, 1);
   BACKWARD(0, 64, 8, 1, 128, 64, 1);

@@ -20,7 +20,7 @@ namespace tinyllama::cuda {
 struct BackwardArguments {
   const __nv_bfloat16 *qkv, *dout;
   __nv_bfloat16* dqkv;
-  const float *lse2, *delta;       // (B,H,T): log2 of the softmax sums, and rowsum(dO·O)
+  const float* statistics;         // (B,H,T,2): log2 of the softmax sum, and rowsum(dO·O)
   const std::int32_t* first_keys;  // may be null
   const int2* first_key_bounds;    // lowest and highest first key of each sequence's query tiles; null with first_keys
   float* dq_sums;                  // query tiles of QT * S values, (B, H, tiles)
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
   constexpr int threads = WARPS * 32, depth_steps = S / 16, D = S / 8;
   constexpr int KT = Layout::key_rows, N = QC / 8;  // a warp takes the queries in chunks of QC
   static_assert(QT % (MT * 16) == 0 && KT % QT == 0 && QT % QC == 0);
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  int lane = static_cast<int>(threadIdx.x) & 31;
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int length = arguments.length, heads = arguments.heads, kv_heads = arguments.kv_heads, group_heads = heads / kv_heads;
   const int stride = arguments.qkv_stride;
   unsigned char* shared = dynamic_shared();
@@ -98,16 +99,17 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
       const int first = tile * QT;
       load_tile<QT, S, threads>(stage, queries + head * S, stride, first, length);
       load_tile<QT, S, threads>(stage + Layout::query_bytes, douts + head * S, arguments.dout_stride, first, length);
-      const std::int64_t row = (first_head + head) * length + first;
+      const float* statistics = arguments.statistics + ((first_head + head) * length + first) * 2;
 #pragma unroll
-      for (int i = static_cast<int>(threadIdx.x); i < 3 * QT; i += threads) {
-        const int local = i % QT;
-        const bool valid = first + local < length;
-        const void* source = i < QT       ? static_cast<const void*>(arguments.lse2 + row + (valid ? local : 0))
-                             : i < 2 * QT ? static_cast<const void*>(arguments.delta + row + (valid ? local : 0))
-                                          : static_cast<const void*>(arguments.first_keys + sequence + first + (valid ? local : 0));
-        if (i < 2 * QT || bounds != nullptr)
-          copy_async_4(stage + 2 * Layout::query_bytes + static_cast<std::uint32_t>(i) * 4, source, valid);
+      for (int i = static_cast<int>(threadIdx.x); i < 2 * QT; i += threads) {
+        const bool valid = first + i % QT < length;
+        copy_async_4(stage + 2 * Layout::query_bytes + static_cast<std::uint32_t>(i) * 4, statistics + (valid ? i % QT * 2 + i / QT : 0), valid);
+      }
+      if (bounds != nullptr) {
+        const std::int32_t* first_keys = arguments.first_keys + sequence + first;
+        for (int i = static_cast<int>(threadIdx.x); i < QT; i += threads)
+          copy_async_4(stage + 2 * Layout::query_bytes + static_cast<std::uint32_t>(2 * QT + i) * 4, first_keys + (first + i < length ? i : 0),
+                       first + i < length);
       }
     }
     commit_copies();
@@ -128,6 +130,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
   float dkeys[MT][D][4] = {}, dvalues[MT][D][4] = {};
   const float c = arguments.scale * log2_e;
   for (int stage_index = 0; tile * QT >= key_first; stage_index ^= 1) {
+    recompute(lane);
     int next_tile = tile, next_head = head + 1;
     if (next_head == group_heads) next_head = 0, next_tile = seeing(tile - 1);
     wait_copies<0>();
@@ -151,7 +154,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
         std::uint32_t p[MT][QC / 16][4];
         {
           float scores[MT][N][4] = {};
-#pragma unroll
+#pragma unroll 2  // all at once costs more registers than there are
           for (int k = 0; k < depth_steps; ++k) multiply_step<S>(scores, key_start, right, k);
 #pragma unroll
           for (int n = 0; n < N; ++n) {
@@ -196,7 +199,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
         // dSᵀ = Pᵀ (dPᵀ - delta), rounded in P's place: dK's left operand, and to shared memory with keys along the rows.
         {
           float dp[MT][N][4] = {};
-#pragma unroll
+#pragma unroll 2  // all at once costs more registers than there are
           for (int k = 0; k < depth_steps; ++k) multiply_step<S>(dp, key_start + Layout::values, right + Layout::query_bytes, k);
 #pragma unroll
           for (int n = 0; n < N; ++n) {
@@ -325,7 +328,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
 struct RowArguments {
   const __nv_bfloat16 *out, *dout;
   const float* lse;
-  float *lse2, *delta;
+  float* statistics;
   int out_stride, dout_stride, batch, length, heads;
 };
 
@@ -351,8 +354,7 @@ __global__ void __launch_bounds__(256) attention_backward_rows(const RowArgument
   for (int offset = 1; offset < lanes; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   if (valid && lane == 0) {
     const std::int64_t index = (row / arguments.length * arguments.heads + head) * arguments.length + row % arguments.length;
-    arguments.delta[index] = sum;
-    arguments.lse2[index] = arguments.lse[index] * log2_e;
+    reinterpret_cast<float2*>(arguments.statistics)[index] = make_float2(arguments.lse[index] * log2_e, sum);
   }
 }
 

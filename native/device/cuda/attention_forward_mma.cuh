@@ -69,7 +69,8 @@ template <int S, int WARPS, int MT, int KT, int STAGES, int BLOCKS>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward_mma(const ForwardArguments arguments) {
   using Layout = ForwardLayout<S, WARPS, MT, KT, STAGES>;
   constexpr int threads = WARPS * 32, depth_steps = S / 16, N = KT / 8, D = S / 8;
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  int lane = static_cast<int>(threadIdx.x) & 31;
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int length = arguments.length, heads = arguments.heads, stride = arguments.qkv_stride;
   const int batch = static_cast<int>(blockIdx.x) / heads, head = static_cast<int>(blockIdx.x) % heads;
   const int group = head / (heads / arguments.kv_heads);
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward_mma(cons
   const std::uint32_t query_tile = shared_address(dynamic_shared()), stages = query_tile + Layout::query_bytes;
 
   const int warp_first = query_first + warp * MT * 16;
-  int first_keys[MT][2] = {}, lowest = 0, highest = 0;  // first keys of this thread's rows; bounds of the block's
+  const auto first_key_of = [&](int row) { return arguments.first_keys[sequence + min(row, length - 1)]; };
+  int lowest = 0, highest = 0;  // bounds of the first keys of the block's rows
   if (arguments.first_keys != nullptr) {
     int* bounds = reinterpret_cast<int*>(dynamic_shared());
     lowest = length;
@@ -90,9 +92,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward_mma(cons
     for (int m = 0; m < MT; ++m)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int row = min(warp_first + m * 16 + r * 8 + lane / 4, length - 1);
-        first_keys[m][r] = arguments.first_keys[sequence + row];
-        lowest = min(lowest, first_keys[m][r]), highest = max(highest, first_keys[m][r]);
+        const int first_key = first_key_of(warp_first + m * 16 + r * 8 + lane / 4);
+        lowest = min(lowest, first_key), highest = max(highest, first_key);
       }
     lowest = __reduce_min_sync(0xffffffffu, lowest), highest = __reduce_max_sync(0xffffffffu, highest);
     if (lane == 0) bounds[warp] = lowest, bounds[WARPS + warp] = highest;
@@ -124,6 +125,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward_mma(cons
   const float c = arguments.scale * log2_e;
 
   for (int step = 0; step < tiles; ++step) {
+    recompute(lane);
     wait_copies<STAGES - 2>();
     __syncthreads();
     load_stage(step + STAGES - 1);
@@ -157,12 +159,16 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward_mma(cons
 #pragma unroll
       for (int m = 0; m < MT; ++m)
 #pragma unroll
-        for (int n = 0; n < N; ++n)
+        for (int r = 0; r < 2; ++r) {
+          const int row = warp_first + m * 16 + lane / 4 + r * 8, first_key = highest > key_first ? first_key_of(row) : 0;
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int row = warp_first + m * 16 + lane / 4 + (e / 2) * 8, key = key_first + n * 8 + (lane % 4) * 2 + e % 2;
-            if (key > row || key < first_keys[m][e / 2]) scores[m][n][e] = minus_infinity;
-          }
+          for (int n = 0; n < N; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const int key = key_first + n * 8 + (lane % 4) * 2 + e;
+              if (key > row || key < first_key) scores[m][n][2 * r + e] = minus_infinity;
+            }
+        }
     }
     online_softmax(scores, out, maxima, sums, c);
 #pragma unroll

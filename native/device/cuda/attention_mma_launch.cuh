@@ -42,7 +42,7 @@ void launch_forward_mma(CudaContext& context, const ForwardArguments& arguments,
 
 // The backward's scratch memory, one piece after the other.
 struct BackwardScratch {
-  std::size_t dq_sums, lse2, delta, bounds, turns, bytes, turns_bytes;
+  std::size_t dq_sums, statistics, bounds, turns, bytes, turns_bytes;
 
   BackwardScratch(const AttentionShape& shape, int query_rows, int size, int turns_per_tile) {
     const auto up = [](std::size_t value) { return (value + 255) / 256 * 256; };
@@ -51,9 +51,8 @@ struct BackwardScratch {
     turns_bytes = up((1 + heads * tiles * static_cast<std::size_t>(turns_per_tile)) * sizeof(int));
     turns = 0;
     bounds = turns + turns_bytes;
-    lse2 = bounds + up(static_cast<std::size_t>(shape.batch) * tiles * sizeof(int2));
-    delta = lse2 + up(heads * static_cast<std::size_t>(shape.length) * sizeof(float));
-    dq_sums = delta + up(heads * static_cast<std::size_t>(shape.length) * sizeof(float));
+    statistics = bounds + up(static_cast<std::size_t>(shape.batch) * tiles * sizeof(int2));
+    dq_sums = statistics + up(heads * static_cast<std::size_t>(shape.length) * sizeof(float2));
     bytes = dq_sums + heads * tiles * static_cast<std::size_t>(query_rows * size) * sizeof(float);
   }
 };
@@ -73,8 +72,7 @@ void prepare_backward(CudaContext& context, std::byte* scratch, const BackwardSc
   const RowArguments rows{.out = bf16_data(operands.out),
                           .dout = bf16_data(operands.dout),
                           .lse = operands.lse,
-                          .lse2 = reinterpret_cast<float*>(scratch + layout.lse2),
-                          .delta = reinterpret_cast<float*>(scratch + layout.delta),
+                          .statistics = reinterpret_cast<float*>(scratch + layout.statistics),
                           .out_stride = static_cast<int>(operands.out.stride),
                           .dout_stride = static_cast<int>(operands.dout.stride),
                           .batch = static_cast<int>(shape.batch),
@@ -95,8 +93,7 @@ inline BackwardArguments backward_arguments(std::byte* scratch, const BackwardSc
   return {.qkv = bf16_data(operands.qkv),
           .dout = bf16_data(operands.dout),
           .dqkv = static_cast<__nv_bfloat16*>(operands.dqkv.data),
-          .lse2 = reinterpret_cast<const float*>(scratch + layout.lse2),
-          .delta = reinterpret_cast<const float*>(scratch + layout.delta),
+          .statistics = reinterpret_cast<const float*>(scratch + layout.statistics),
           .first_keys = operands.first_keys,
           .first_key_bounds = operands.first_keys == nullptr ? nullptr : reinterpret_cast<const int2*>(scratch + layout.bounds),
           .dq_sums = reinterpret_cast<float*>(scratch + layout.dq_sums),

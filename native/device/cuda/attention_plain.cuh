@@ -81,7 +81,7 @@ extern __shared__ float plain_memory[];
 
 // Grid: (query tiles, heads, batch). Shared: queries, keys, values, and the tile's weights.
 template <class T, int C>
-__global__ void __launch_bounds__(plain_threads) attention_forward_plain(const PlainArguments<T> arguments) {
+__global__ void __launch_bounds__(plain_threads, 1) attention_forward_plain(const PlainArguments<T> arguments) {
   const int size = arguments.size, length = arguments.length, lane = static_cast<int>(threadIdx.x) % plain_lanes;
   const int local = static_cast<int>(threadIdx.x) / plain_lanes, query_first = static_cast<int>(blockIdx.x) * plain_tile;
   const int row = query_first + local, head = static_cast<int>(blockIdx.y), group = head / (arguments.heads / arguments.kv_heads);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(plain_threads) attention_forward_plain(const P
 
 // delta (B,H,T) = rowsum(dO·O), one warp per row and head.
 template <class T>
-__global__ void __launch_bounds__(plain_threads) attention_row_sums_plain(const PlainArguments<T> arguments, float* delta) {
+__global__ void __launch_bounds__(plain_threads, 1) attention_row_sums_plain(const PlainArguments<T> arguments, float* delta) {
   const std::int64_t unit = (static_cast<std::int64_t>(blockIdx.x) * plain_threads + threadIdx.x) / 32, row = unit / arguments.heads;
   const int head = static_cast<int>(unit % arguments.heads), lane = static_cast<int>(threadIdx.x) % 32;
   if (row >= static_cast<std::int64_t>(arguments.batch) * arguments.length) return;
@@ -165,7 +165,7 @@ __device__ __forceinline__ PlainPair plain_pair(const float* query, const float*
 
 // dK and dV. Grid: (key tiles, groups, batch). Shared: keys, values, queries, dO, P and dS.
 template <class T, int C>
-__global__ void __launch_bounds__(plain_threads) attention_backward_keys_plain(const PlainArguments<T> arguments) {
+__global__ void __launch_bounds__(plain_threads, 1) attention_backward_keys_plain(const PlainArguments<T> arguments) {
   const int size = arguments.size, length = arguments.length, lane = static_cast<int>(threadIdx.x) % plain_lanes, area = plain_tile * (size + 1);
   const int local = static_cast<int>(threadIdx.x) / plain_lanes, key_first = static_cast<int>(blockIdx.x) * plain_tile;
   const int key = key_first + local, group = static_cast<int>(blockIdx.y), group_heads = arguments.heads / arguments.kv_heads;
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(plain_threads) attention_backward_keys_plain(c
 
 // dQ. Grid: (query tiles, heads, batch). Shared as for dK and dV.
 template <class T, int C>
-__global__ void __launch_bounds__(plain_threads) attention_backward_queries_plain(const PlainArguments<T> arguments) {
+__global__ void __launch_bounds__(plain_threads, 1) attention_backward_queries_plain(const PlainArguments<T> arguments) {
   const int size = arguments.size, length = arguments.length, lane = static_cast<int>(threadIdx.x) % plain_lanes, area = plain_tile * (size + 1);
   const int local = static_cast<int>(threadIdx.x) / plain_lanes, query_first = static_cast<int>(blockIdx.x) * plain_tile;
   const int row = query_first + local, head = static_cast<int>(blockIdx.y), group = head / (arguments.heads / arguments.kv_heads);

@@ -15,6 +15,9 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Keeps what is computed from `value` from being computed ahead of a loop, where it would hold registers for the loop's whole length.
+__device__ __forceinline__ void recompute(int& value) { asm volatile("" : "+r"(value)); }
+
 // Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices(std::uint32_t (&fragment)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
