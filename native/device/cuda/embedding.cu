@@ -129,8 +129,16 @@ __global__ __launch_bounds__(threads) void sum_shares(Scatter<T> a) {
   if (a.sorted.ids[next - 1] != id || (a.sorted.ids[first] == id && id_at(a.sorted, first - 1, a.rows) == id)) return;
   const int column = (static_cast<int>(blockIdx.y) * threads + static_cast<int>(threadIdx.x)) * width;
   if (column >= a.columns) return;
-  std::int64_t end = blockIdx.x + 1;  // the windows that the run comes into are blockIdx.x + 1 to end - 1
-  while (end * window < a.rows && a.sorted.ids[end * window] == id) ++end;
+  // The windows that the run comes into are blockIdx.x + 1 to end - 1; ids ascend, so halving finds the end of a run of any length.
+  std::int64_t end = blockIdx.x + 2, beyond = gridDim.x;
+  while (end < beyond) {
+    const std::int64_t middle = (end + beyond) / 2;
+    if (a.sorted.ids[middle * window] == id) {
+      end = middle + 1;
+    } else {
+      beyond = middle;
+    }
+  }
   const float* shares = a.shares + column;
   Floats<width> sum{};
   add_floats(sum, shares + (static_cast<std::int64_t>(blockIdx.x) * 2 + 1) * a.columns);

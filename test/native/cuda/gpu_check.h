@@ -60,14 +60,18 @@ class DeviceValues {
   Tensor view(std::int64_t rows, std::int64_t columns, std::int64_t stride = 0) const {
     return {data(), type_, rows, columns, stride ? stride : columns};
   }
-  // All bits one: NaN in either type.
-  void poison() { CHECK_CUDA(cudaMemset(memory_, 0xff, bytes() + 2 * margin)); }
+  // All bits one: NaN in either type. The engine's stream does not wait for the default stream, so both setters do.
+  void poison() {
+    CHECK_CUDA(cudaMemset(memory_, 0xff, bytes() + 2 * margin));
+    CHECK_CUDA(cudaDeviceSynchronize());
+  }
   void set(const Doubles& values) {
     std::vector<float> singles(values.begin(), values.end());
     std::vector<__nv_bfloat16> halves;
     for (const float value : singles) halves.push_back(__float2bfloat16_rn(value));
     const void* source = type_ == DataType::f32 ? static_cast<const void*>(singles.data()) : halves.data();
     CHECK_CUDA(cudaMemcpy(data(), source, values.size() * static_cast<std::size_t>(bytes_of(type_)), cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaDeviceSynchronize());
   }
   std::vector<char> raw() const {
     std::vector<char> result(static_cast<std::size_t>(count_ * bytes_of(type_)));
