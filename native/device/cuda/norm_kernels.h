@@ -1,6 +1,6 @@
 // Kernels of the RMS norm. `row_threads` threads hold one row in registers, `vectors` 16-byte vectors each, vector v of thread t at index
-// v * row_threads + t, so that a warp's access is contiguous. A block is one row, or eight where a warp holds a row. Rows that do not fit, or are not made of
-// whole vectors, go through the *_any kernels: one block a row, an element at a time, and a second read that the cache answers.
+// v * row_threads + t, so that a warp's access is contiguous. A block is one row, or eight where a warp holds a row. Rows that do not fit, or
+// are not made of whole vectors, go through the *_any kernels: one block a row, an element at a time, and a second read that the cache answers.
 #pragma once
 #include "native/device/cuda/vector_access.h"
 

@@ -71,8 +71,8 @@ __global__ __launch_bounds__(1024) void add_up(std::int32_t* counts, std::int64_
 }
 
 // rows_in null: the rows are 0, 1, 2, …
-__global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int32_t* rows_out, const std::int32_t* ids_in, const std::int32_t* rows_in,
-                                                 const std::int32_t* starts, std::int64_t count, int shift) {
+__global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int32_t* rows_out, const std::int32_t* ids_in,
+                                                 const std::int32_t* rows_in, const std::int32_t* starts, std::int64_t count, int shift) {
   __shared__ std::int32_t seen[warps][digits];  // of each digit in the warp's rounds so far; then where the warp's first goes
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int w = 0; w < warps; ++w) seen[w][threadIdx.x] = 0;
