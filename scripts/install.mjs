@@ -1,30 +1,50 @@
 // Builds the native engine, and only the addon: test programs are built when tests run. Runs as npm's install hook in a checkout, where every
-// machine has the compiler that the README asks for.
+// machine has the compiler that the README asks for. The CUDA engine comes along where a driver and nvcc are; TINYLLAMA_CUDA=on builds it wherever
+// nvcc is (a cluster's login node), off nowhere: docs/gpu.md.
 import { spawnSync } from "node:child_process"
+import { existsSync } from "node:fs"
 import { createRequire } from "node:module"
 import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 const cmakeJs = createRequire(import.meta.url).resolve("cmake-js/bin/cmake-js")
-const build = spawnSync(
-  process.execPath,
-  [
-    cmakeJs,
-    "compile",
-    "--out",
-    "build",
-    "--config",
-    "Release",
-    "--target",
-    "tinyllama_native",
-    "--parallel",
-    String(availableParallelism())
-  ],
-  { cwd: root, stdio: "inherit" }
-)
+const wish = process.env.TINYLLAMA_CUDA ?? "auto"
+if (!["auto", "on", "off"].includes(wish)) {
+  console.error(`tinyllama: TINYLLAMA_CUDA is ${wish}; it must be auto, on or off`)
+  process.exit(1)
+}
+const hasDriver = existsSync("/proc/driver/nvidia/version") || existsSync("/dev/nvidiactl")
+const cuda = wish === "on" || (wish === "auto" && hasDriver)
 
-if (build.status !== 0) {
+const compile = (target) =>
+  spawnSync(
+    process.execPath,
+    [
+      cmakeJs,
+      "compile",
+      "--out",
+      "build",
+      "--config",
+      "Release",
+      `--CDTINYLLAMA_CUDA=${cuda ? "ON" : "OFF"}`,
+      "--target",
+      target,
+      "--parallel",
+      String(availableParallelism())
+    ],
+    { cwd: root, stdio: "inherit" }
+  ).status
+
+const built = compile("tinyllama_native") === 0
+if (built && cuda && compile("tinyllama_cuda") !== 0) {
+  console.error(
+    "tinyllama: the CUDA engine was not built; the CPU's was. See the messages above.\n" +
+      "Next: put nvcc (CUDA 12.4 or newer) in the PATH or set CUDA_HOME, then: npm run build:native; or set TINYLLAMA_CUDA=off"
+  )
+  if (wish === "on") process.exit(1)
+}
+if (!built) {
   console.error(
     "tinyllama: the native engine was not built; see the compiler's messages above.\n" +
       "Next: install a C++20 compiler (g++ 11 or clang 14, or newer) and CMake 3.18 or newer, then: npm run build:native"

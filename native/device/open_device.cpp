@@ -31,7 +31,7 @@ std::string library_path() {
 Loaded load() {
   const std::string path = library_path();
   if (!std::filesystem::exists(path)) {
-    return {nullptr, "the CUDA engine was not built (there is no " + path + "): install again where nvcc is in the PATH or CUDA_HOME is set"};
+    return {nullptr, "the CUDA engine was not built (there is no " + path + "): TINYLLAMA_CUDA=on npm run build:native, where nvcc is in the PATH or CUDA_HOME is set"};
   }
   // Never closed: its kernels and the driver's threads stay until the process ends.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -1,5 +1,5 @@
 /** Speed of training steps on random tokens: whole ones, and their operations each alone. */
-import { Effect, type Scope } from "effect"
+import { Effect } from "effect"
 import { type ModelShape, toModelConfig, trainingFlops } from "../model/Architecture.ts"
 import { StageError } from "../pipeline/StageType.ts"
 import * as Native from "./Native.ts"
