@@ -1,4 +1,5 @@
 /** Shares the machine among stages that run at the same time: cores, memory, GPUs, each a semaphore. */
+import { existsSync, readdirSync } from "node:fs"
 import { statfs } from "node:fs/promises"
 import { availableParallelism, totalmem } from "node:os"
 import { dirname } from "node:path"
@@ -15,13 +16,21 @@ export interface Machine {
   readonly freeDisk: Effect.Effect<number>
 }
 
-/** This machine, with the disk that `folder` lies on. GPUs are none until the engine can use them. */
+/** This machine, with the disk that `folder` lies on. */
 export const thisMachine = (folder: string, cpus?: number): Machine => ({
   cpus: cpus ?? availableParallelism(),
   memory: totalmem(),
-  gpus: 0,
+  gpus: visibleGpus(),
   freeDisk: freeDiskAt(folder)
 })
+
+/** Cards that the driver shows, less those that CUDA_VISIBLE_DEVICES hides. Asking the driver itself would take a second. */
+const visibleGpus = (): number => {
+  const cards = existsSync("/dev") ? readdirSync("/dev").filter((name) => /^nvidia\d+$/u.test(name)).length : 0
+  const visible = process.env["CUDA_VISIBLE_DEVICES"]
+  if (visible === undefined) return cards
+  return Math.min(cards, visible.split(",").filter((name) => name !== "" && name !== "-1").length)
+}
 
 /** Of the nearest folder above that is there. Unknown where the file system does not tell: then nothing is refused. */
 const freeDiskAt = (folder: string): Effect.Effect<number> =>

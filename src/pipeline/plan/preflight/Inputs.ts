@@ -6,8 +6,10 @@ import { readSecrets } from "../../file/Secrets.ts"
 /** What `observe` said when the plan was made: a missing file is known before anything runs. */
 export const observations = ({ plan, stages }: PreflightContext): Effect.Effect<ReadonlyArray<Finding>> =>
   Effect.succeed(
-    stages.flatMap(({ stage }): ReadonlyArray<Finding> => {
+    stages.flatMap(({ stage, willRun }): ReadonlyArray<Finding> => {
       const observed = plan.observed.get(stage.name)
+      // A result that is taken as it is asks nothing of this machine.
+      if (!willRun && observed !== undefined && Result.isFailure(observed)) return []
       if (observed === undefined || stage.type.observe === undefined) return []
       const about = { subject: "files", stage: stage.name }
       if (Result.isFailure(observed)) {
