@@ -171,7 +171,7 @@ class Model : public Napi::ObjectWrap<Model> {
                         InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
                         InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::accumulate>("accumulate"),
                         InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
-                        InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::dispose>("dispose")});
+                        InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::discard>("discard"), InstanceMethod<&Model::dispose>("dispose")});
   }
 
   explicit Model(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Model>(info) {
@@ -288,6 +288,17 @@ class Model : public Napi::ObjectWrap<Model> {
         info.Env(), "tinyllama.logits",
         [batch = read_batch(info[0], false)](Engine& engine) { return engine.llama.logits(batch.view()); },
         [](Napi::Env env, std::vector<float>& values) { return to_float32_array(env, values); });
+  }
+
+  Napi::Value discard(const Napi::CallbackInfo& info) {
+    return enqueue<bool>(
+        info.Env(), "tinyllama.discard",
+        [](Engine& engine) {
+          engine.llama.gradients().fill_zero();
+          engine.device->synchronize();
+          return true;
+        },
+        [](Napi::Env env, bool&) { return env.Undefined(); });
   }
 
   // Waits for the call that runs, if any, and frees the memory; calls still waiting are rejected.

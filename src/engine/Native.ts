@@ -102,6 +102,8 @@ export interface NativeModel {
   accumulate(batch: Batch, lossScale: number): Promise<{ readonly lossSum: number; readonly scored: number }>
   /** Clips by the global norm, applies AdamW, zeroes the gradients. A gradient norm that is not finite applies nothing. */
   step(options: AdamWStep): Promise<{ readonly gradientNorm: number }>
+  /** Zeroes the gradients instead of a step. */
+  discard(): Promise<void>
   score(batch: Batch): Promise<{ readonly logProbabilities: Float32Array; readonly greedy: Uint8Array }>
   /** All logits, (batch × length, vocab_size): for oracles and small checks, not for evaluation. */
   logits(batch: Pick<Batch, "tokens" | "batch" | "length">): Promise<Float32Array>

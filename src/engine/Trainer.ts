@@ -47,6 +47,8 @@ export interface TrainingPlan {
   readonly keep: number
   /** Seconds after which a checkpoint is saved for resuming alone. */
   readonly saveEverySeconds: number
+  /** Steps in a row, with a loss or a gradient that is no number, that are left out before training stops. */
+  readonly badSteps: number
   /** Steps between log lines. */
   readonly logEvery: number
   /** Floating-point operations of one trained token, forward and backward; `flopsFormula` says how they are counted. */
@@ -311,6 +313,7 @@ export const train: (
 
     yield* settle()
     let reading = yield* read(state.next_sample)
+    let badInARow = 0
     while (state.step < totalSteps) {
       const step = state.step + 1
       const first = state.next_sample
@@ -321,16 +324,26 @@ export const train: (
       const lossSum = yield* accumulated(batches, 1 / scored, step)
       if (lossSum === undefined) return yield* stop(`in step ${step}`)
       const loss = lossSum / scored
-      if (!Number.isFinite(loss)) return yield* diverged(step, `the loss is ${loss}`)
       const learningRate = learningRateAt(plan.schedule, step)
-      const { gradientNorm } = yield* Effect.tryPromise({
-        try: () => model.step({ ...plan.optimizer, step, learningRate }),
+      const gradientNorm = yield* Effect.tryPromise({
+        try: async () => {
+          if (Number.isFinite(loss)) return (await model.step({ ...plan.optimizer, step, learningRate })).gradientNorm
+          await model.discard()
+          return Number.NaN
+        },
         catch: nativeFailure(`step ${step}`, plan.advice.memory)
       })
-      if (!Number.isFinite(gradientNorm))
-        return yield* diverged(step, `the loss is ${loss}, the gradient norm ${gradientNorm}`)
       const tokens = state.tokens + batches.reduce((sum, batch) => sum + batch.inputTokens, 0)
-      state = { ...state, step, tokens, next_sample: first + count, training_loss: loss }
+      state = { ...state, step, tokens, next_sample: first + count }
+      if (!Number.isFinite(gradientNorm)) {
+        const what = Number.isFinite(loss) ? `the gradient norm is ${gradientNorm}` : `the loss is ${loss}`
+        if (++badInARow > plan.badSteps) return yield* diverged(step, what)
+        warn(`step ${step} is left out: ${what}; ${badInARow} of at most ${plan.badSteps} in a row`)
+        yield* settle()
+        continue
+      }
+      badInARow = 0
+      state = { ...state, training_loss: loss }
       yield* metrics.append({ step, tokens, loss, learning_rate: learningRate, gradient_norm: gradientNorm })
       yield* report(loss, learningRate, gradientNorm)
       yield* settle()

@@ -9,6 +9,18 @@ export const nativeFailure =
   (doing: string, memoryAdvice: string) =>
   (cause: unknown): StageError => {
     const reason = cause instanceof Error ? cause.message : String(cause)
+    if (/outside the vocabulary/u.test(reason))
+      return new StageError({
+        failure: "corrupt",
+        message: `${doing}: ${reason}`,
+        next: "the data hold ids that the model does not have: tokenize and pack them anew, or verify them: tinyllama verify"
+      })
+    if (reason.startsWith("CUDA: "))
+      return new StageError({
+        failure: "worker-lost",
+        message: `${doing}: the GPU failed: ${reason}`,
+        next: "run again: it goes on from the last checkpoint, which is intact. If it comes back: nvidia-smi -q shows memory errors, dmesg the driver's"
+      })
     return /bad_alloc|out of memory|cannot allocate/iu.test(reason)
       ? new StageError({ failure: "out-of-memory", message: `${doing}: out of memory (${reason})`, next: memoryAdvice })
       : new StageError({

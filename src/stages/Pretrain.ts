@@ -28,6 +28,7 @@ import {
   LARGEST_MICRO_BATCH,
   MicroBatch,
   Positive,
+  bad_steps,
   clip,
   log_every,
   save_every_seconds,
@@ -148,6 +149,7 @@ export const pretrainStage = defineStage({
       describe: "AdamW: beta1, beta2, epsilon, weight_decay, decay (all, or matrices: not the norm gains)."
     }),
     clip,
+    bad_steps,
     seed: parameter(AtLeast(0), {
       change: "identity",
       default: 3407,
@@ -276,6 +278,7 @@ export const pretrainStage = defineStage({
         saveEvery: params.save_every,
         keep: params.keep,
         saveEverySeconds: params.save_every_seconds,
+        badSteps: params.bad_steps,
         logEvery: params.log_every,
         flopsPerToken: trainingFlops["6(N - E) + 6LAT"](shape, data.seqLen),
         flopsFormula:

@@ -28,7 +28,16 @@ import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { vocabularyOf } from "./ModelArtifact.ts"
 import { forecastSft } from "./TrainingForecast.ts"
 import { epochsChange } from "./TrainingChange.ts"
-import { AtLeast, Fraction, NotNegative, Positive, clip, log_every, save_every_seconds } from "./TrainingParameters.ts"
+import {
+  AtLeast,
+  Fraction,
+  NotNegative,
+  Positive,
+  bad_steps,
+  clip,
+  log_every,
+  save_every_seconds
+} from "./TrainingParameters.ts"
 import { extentOf, noteTotal } from "./WorkExtent.ts"
 
 const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? origin
@@ -147,6 +156,7 @@ export const sftStage = defineStage({
     epsilon: parameter(Positive, { change: "identity", default: 1e-8, describe: "AdamW's epsilon." }),
     weight_decay: parameter(NotNegative, { change: "identity", default: 0, describe: "AdamW's weight decay." }),
     clip,
+    bad_steps,
     seed: parameter(AtLeast(0), { change: "identity", default: 3407, describe: "Of the order of conversations." }),
     ...computeParameters,
     recompute,
@@ -245,6 +255,7 @@ export const sftStage = defineStage({
         saveEvery: 0,
         keep: 1,
         saveEverySeconds: params.save_every_seconds,
+        badSteps: params.bad_steps,
         logEvery: params.log_every,
         flopsPerToken: trainingFlops["6(N - E) + 6LAT"](shape, rowTokens / training.length),
         flopsFormula:

@@ -44,6 +44,12 @@ export const clip = parameter(NotNegative, {
   describe: "Largest global gradient norm; 0: no clipping."
 })
 
+export const bad_steps = parameter(AtLeast(0), {
+  change: "identity",
+  default: 3,
+  describe: "Steps in a row whose loss or gradient is no number that are left out, aloud, before training stops."
+})
+
 export const save_every_seconds = parameter(NotNegative, {
   change: "operational",
   default: 60,

@@ -184,6 +184,26 @@ describe("train", () => {
     })
   )
 
+  live("steps whose loss is no number are left out, aloud, up to the count", () =>
+    Effect.gen(function* () {
+      const work = yield* folder
+      const { outcome, warnings } = yield* attempt(work, {
+        plan: {
+          badSteps: 2,
+          schedule: { ...tinyPlan.schedule, kind: "constant", peak: 1e30, warmupSteps: 0 },
+          optimizer: { ...tinyPlan.optimizer, clip: 0 },
+          validateEvery: 0
+        }
+      })
+      const error = outcome._tag === "Failure" ? outcome.failure : undefined
+      assert.match(error?.message ?? "", /training diverged at step 4 of 12: the loss is /u)
+      assert.deepStrictEqual(
+        warnings.map((line) => line.replace(/the .* is \S+;/u, "…;")),
+        ["step 2 is left out: …; 1 of at most 2 in a row", "step 3 is left out: …; 2 of at most 2 in a row"]
+      )
+    })
+  )
+
   live("divergence names the step, the loss, the last good checkpoint and the way out, and loses nothing", () =>
     Effect.gen(function* () {
       const work = yield* folder

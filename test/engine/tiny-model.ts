@@ -78,6 +78,7 @@ export const tinyPlan: TrainingPlan = {
   saveEvery: 5,
   keep: 2,
   saveEverySeconds: 3600,
+  badSteps: 0,
   logEvery: 3,
   flopsPerToken: 1e5,
   flopsFormula: "6N",

@@ -113,7 +113,7 @@ describe("pretrain", () => {
       Effect.gen(function* () {
         const data = yield* tinyDataset({ train: 16, validation: 0 })
         const lr = { peak: 1e30, min: 0, warmup_steps: 0, schedule: "constant" }
-        const error = yield* stageError(pretrain(data, { params: { lr, clip: 0, save_every: 1 } }))
+        const error = yield* stageError(pretrain(data, { params: { lr, clip: 0, save_every: 1, bad_steps: 0 } }))
         assert.strictEqual(error.failure, "diverged")
         assert.match(error.message, /diverged at step 2 of 10.*step-00000001/u)
         assert.include(error.next, "lower lr.peak")
