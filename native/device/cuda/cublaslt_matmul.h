@@ -4,6 +4,9 @@
 // caller's output where that is added to); every later one uses the winner. While a graph is captured nothing can be timed: the first
 // algorithm proposed is taken then, and describe() says so.
 //
+// Rounding. An output is rounded once, after all sums. Products that are added into a bf16 output are therefore our own kernels' (see
+// rounds_twice in the source): training adds into fp32 outputs only.
+//
 // Determinism. One plan gives the same bits every time on the same GPU model and library version: no algorithm is allowed that splits K and
 // adds the parts in the output itself (CUBLASLT_REDUCTION_SCHEME_INPLACE, where the order of additions is the order of arrival) or rounds the parts to
 // the output's type; those that keep fp32 parts in the workspace and add them in a second pass are allowed. The workspace belongs to the

@@ -23,6 +23,7 @@ void* CudaContext::scratch(std::size_t bytes) {
   CHECK_CUDA(cudaStreamIsCapturing(stream_, &status));
   require(status == cudaStreamCaptureStatusNone, "scratch memory must have its size before a graph is captured");
   CHECK_CUDA(cudaStreamSynchronize(stream_));
+  ++scratch_generation_;  // before the memory goes: an allocation that fails has moved it too
   CHECK_CUDA(cudaFree(scratch_));
   scratch_ = nullptr;
   scratch_bytes_ = 0;

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "native/device/cuda/cuda_check.h"
 
@@ -24,12 +25,15 @@ class CudaContext {
   // Grows at the first use of a size, never while a graph is captured (then it throws), and never shrinks.
   void* scratch(std::size_t bytes);
   std::size_t scratch_bytes() const { return scratch_bytes_; }
+  // Counts the times that the scratch memory has moved: what was recorded under another number holds a dead address.
+  std::uint64_t scratch_generation() const { return scratch_generation_; }
 
  private:
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   void* scratch_ = nullptr;
   std::size_t scratch_bytes_ = 0;
+  std::uint64_t scratch_generation_ = 0;
 };
 
 }  // namespace tinyllama

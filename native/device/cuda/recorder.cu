@@ -1,6 +1,7 @@
 #include "native/device/cuda/recorder.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tinyllama::cuda {
 
@@ -24,7 +25,11 @@ void Recorder::repeat(const std::string& key, const std::function<void()>& work)
   }
   Record& record = known->second;
   record.last_use = ++clock_;
-  if (!record.graph) record.graph = this->record(work);
+  drop_outdated();
+  if (!record.graph) {
+    record.graph = this->record(work);
+    record.scratch_generation = context_.scratch_generation();
+  }
   CHECK_CUDA(cudaGraphLaunch(record.graph, context_.stream()));
 }
 
@@ -50,11 +55,20 @@ void Recorder::make_room() {
   if (records_.size() < most_records) return;
   const auto oldest = std::min_element(records_.begin(), records_.end(),
                                        [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; });
-  if (oldest->second.graph) {
-    CHECK_CUDA(cudaStreamSynchronize(context_.stream()));
-    CHECK_CUDA(cudaGraphExecDestroy(oldest->second.graph));
-  }
+  drop(oldest->second);
   records_.erase(oldest);
+}
+
+void Recorder::drop_outdated() {
+  for (auto& [key, record] : records_)
+    if (record.scratch_generation != context_.scratch_generation()) drop(record);
+}
+
+// The record stays known: its work has run, so it can be recorded at once.
+void Recorder::drop(Record& record) {
+  if (!record.graph) return;
+  CHECK_CUDA(cudaStreamSynchronize(context_.stream()));
+  CHECK_CUDA(cudaGraphExecDestroy(std::exchange(record.graph, nullptr)));
 }
 
 }  // namespace tinyllama::cuda

@@ -18,16 +18,20 @@ class Recorder {
   Recorder& operator=(const Recorder&) = delete;
 
   // The first call with a key does the work as it is, so that plans are made and scratch memory gets its size; the second records it; all later
-  // ones launch the record.
+  // ones launch the record. Growth of the context's scratch memory moves it, so the records made before are made anew when they are next
+  // asked for. Work that grows it while it is recorded is refused with an Error.
   void repeat(const std::string& key, const std::function<void()>& work);
 
  private:
   struct Record {
     cudaGraphExec_t graph = nullptr;
     long last_use = 0;
+    std::uint64_t scratch_generation = 0;  // when the graph was recorded
   };
   cudaGraphExec_t record(const std::function<void()>& work);
   void make_room();
+  void drop_outdated();
+  void drop(Record& record);
 
   CudaContext& context_;
   std::map<std::string, Record> records_;

@@ -92,7 +92,7 @@ void run_case(const std::string& engine, const Multiply& multiply, const Case& c
   }
   expect(wrong == 0, name + ": " + std::to_string(wrong) + " elements are off, the first at " + std::to_string(at / c.n) + "," +
                          std::to_string(at % c.n) + ": " + std::to_string(out.get(first, at / c.n, at % c.n)) + " for " +
-                         std::to_string(reference.sums[static_cast<std::size_t>(at)]));
+                         std::to_string(reference.sums[static_cast<std::size_t>(at)]) + (accumulate ? " + " + std::to_string(old[static_cast<std::size_t>(at)]) : ""));
   expect(first == second, name + ": a second run gives other bits");
   expect(out.untouched_around(first), name + ": writes outside the matrix");
 }
