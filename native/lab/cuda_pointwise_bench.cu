@@ -10,9 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "native/device/cuda/norm_kernels.h"
+#include "native/device/cuda/embedding_kernels.h"
+#include "native/device/cuda/norm_backward_kernels.h"
 #include "native/device/cuda/optimizer_kernels.h"
 #include "native/device/cuda/pointwise.h"
+#include "native/device/cuda/row_sort.h"
 
 namespace tinyllama {
 namespace {
@@ -184,30 +186,51 @@ void time_copies(CudaContext& context, Report& report) {
   });
 }
 
-template <int row_threads, int vectors>
+template <int row_threads, int vectors, bool residual>
 void time_norm_forward(CudaContext& context, Report& report, const std::vector<cuda::NormForward<Half>>& arguments, double bytes) {
   constexpr int block = cuda::block_threads<row_threads>;
-  report.time("  forward <" + std::to_string(row_threads) + " threads, " + std::to_string(vectors) + " vectors>", bytes, false, [&](int set) {
-    cuda::norm_forward_rows<Half, row_threads, vectors, true>
+  report.time("  forward <" + std::to_string(row_threads) + " threads, " + std::to_string(vectors) + (residual ? " vectors>" : " vectors, no residual>"),
+              bytes, false, [&](int set) {
+    cuda::norm_forward_rows<Half, row_threads, vectors, residual>
         <<<cuda::blocks_for(arguments[0].rows, block / row_threads), block, 0, context.stream()>>>(arguments[set % sets]);
     CHECK_LAUNCH("norm_forward_rows");
   });
 }
 
-template <int row_threads, int vectors, bool prefetch, int resident>
-void time_norm_backward(CudaContext& context, Report& report, const std::vector<cuda::NormBackward<Half>>& arguments, float* dgain, double bytes) {
-  constexpr int block = cuda::block_threads<row_threads>;
+// launch(arguments, number of blocks) is the kernel in question.
+void time_norm_backward(CudaContext& context, Report& report, const std::string& name, const std::vector<cuda::NormBackward<Half>>& arguments, float* dgain,
+                        double bytes, int resident, const std::function<void(const cuda::NormBackward<Half>&, unsigned)>& launch) {
   const auto parts = static_cast<unsigned>(resident * context.multiprocessors());
-  report.time("  backward <" + std::to_string(row_threads) + ", " + std::to_string(vectors) + (prefetch ? ", ahead, " : ", plain, ") +
-                  std::to_string(resident) + " resident>",
-              bytes, false, [&](int set) {
-                cuda::NormBackward<Half> a = arguments[set % sets];
-                a.partials = static_cast<float*>(context.scratch(parts * width * sizeof(float)));
-                cuda::norm_backward_rows<Half, row_threads, vectors, prefetch, resident><<<parts, block, 0, context.stream()>>>(a);
-                CHECK_LAUNCH("norm_backward_rows");
-                cuda::sum_gain_gradient<<<width / 32, 1024, 0, context.stream()>>>(dgain, a.partials, static_cast<int>(parts), width);
-                CHECK_LAUNCH("sum_gain_gradient");
-              });
+  report.time(name, bytes, false, [&](int set) {
+    cuda::NormBackward<Half> a = arguments[set % sets];
+    a.partials = static_cast<float*>(context.scratch(parts * width * sizeof(float)));
+    launch(a, parts);
+    CHECK_LAUNCH("norm backward");
+    cuda::sum_gain_gradient<<<width / 32, 1024, 0, context.stream()>>>(dgain, a.partials, static_cast<int>(parts), width);
+    CHECK_LAUNCH("sum_gain_gradient");
+  });
+}
+
+template <int row_threads, int vectors, int resident>
+void time_norm_backward_rows(CudaContext& context, Report& report, const std::vector<cuda::NormBackward<Half>>& arguments, float* dgain, double bytes) {
+  time_norm_backward(context, report, "  rows <" + std::to_string(row_threads) + ", " + std::to_string(vectors) + ", " + std::to_string(resident) + " resident>",
+                     arguments, dgain, bytes, resident, [&](const cuda::NormBackward<Half>& a, unsigned parts) {
+                       cuda::norm_backward_rows<Half, row_threads, vectors, resident>
+                           <<<parts, cuda::block_threads<row_threads>, 0, context.stream()>>>(a);
+                     });
+}
+
+template <int row_threads, int vectors, int stages, int resident, bool stream>
+void time_norm_backward_queue(CudaContext& context, Report& report, const std::vector<cuda::NormBackward<Half>>& arguments, float* dgain, double bytes) {
+  constexpr int memory = cuda::norm_queue_bytes<Half, row_threads, vectors, stages>;
+  auto* kernel = cuda::norm_backward_queue<Half, row_threads, vectors, stages, resident, stream>;
+  CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory));
+  time_norm_backward(context, report,
+                     "  queue <" + std::to_string(row_threads) + ", " + std::to_string(vectors) + ", " + std::to_string(stages) + " stages, " +
+                         std::to_string(resident) + (stream ? " resident, stream>" : " resident>"),
+                     arguments, dgain, bytes, resident, [&](const cuda::NormBackward<Half>& a, unsigned parts) {
+                       kernel<<<parts, cuda::block_threads<row_threads>, memory, context.stream()>>>(a);
+                     });
 }
 
 void time_norms(CudaContext& context, Report& report, Pool& pool, std::int64_t rows) {
@@ -229,10 +252,11 @@ void time_norms(CudaContext& context, Report& report, Pool& pool, std::int64_t r
     forward.push_back({half(set, 0), r, half(set, 1), half(set, 2), half(set, 3), g, width, width, width, width, rows, width, 1e-5f});
   report.time("rms_norm_forward with residual", 4 * one, true,
               [&](int s) { cuda::rms_norm_forward(context, of(s, 0), r, of(s, 1), of(s, 2), of(s, 3), g, 1e-5f); });
-  time_norm_forward<32, 8>(context, report, forward, 4 * one);
-  time_norm_forward<64, 4>(context, report, forward, 4 * one);
-  time_norm_forward<256, 1>(context, report, forward, 4 * one);
+  time_norm_forward<128, 2, true>(context, report, forward, 4 * one);
+  time_norm_forward<64, 4, true>(context, report, forward, 4 * one);
   report.time("rms_norm_forward, no residual", 2 * one, true, [&](int s) { cuda::rms_norm_forward(context, of(s, 0), r, {}, of(s, 2), {}, g, 1e-5f); });
+  for (auto& arguments : forward) arguments.sum = nullptr, arguments.delta = nullptr;
+  time_norm_forward<128, 2, false>(context, report, forward, 2 * one);
   report.time("rms_norm_again", 2 * one, true, [&](int s) { cuda::rms_norm_again(context, of(s, 0), of(s, 2), g, r); });
 
   std::vector<cuda::NormBackward<Half>> backward;
@@ -240,13 +264,20 @@ void time_norms(CudaContext& context, Report& report, Pool& pool, std::int64_t r
     backward.push_back({half(set, 0), nullptr, half(set, 1), half(set, 2), half(set, 3), g, r, width, width, width, width, rows, width});
   auto* dg = dgain.as<float>();
   report.time("rms_norm_backward with normed", 5 * one, true, [&](int s) { cuda::rms_norm_backward(context, of(s, 0), dg, of(s, 1), of(s, 2), of(s, 3), g, r); });
-  time_norm_backward<128, 2, false, 4>(context, report, backward, dg, 5 * one);
-  time_norm_backward<128, 2, false, 5>(context, report, backward, dg, 5 * one);
-  time_norm_backward<128, 2, true, 3>(context, report, backward, dg, 5 * one);
-  time_norm_backward<256, 1, true, 3>(context, report, backward, dg, 5 * one);
-  time_norm_backward<256, 1, false, 3>(context, report, backward, dg, 5 * one);
-  time_norm_backward<64, 4, false, 4>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<256, 1, 3, 4, false>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<256, 1, 4, 2, false>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<256, 1, 4, 3, false>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<256, 1, 4, 3, true>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<256, 1, 2, 4, false>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<128, 2, 4, 4, false>(context, report, backward, dg, 5 * one);
+  time_norm_backward_queue<128, 2, 3, 5, false>(context, report, backward, dg, 5 * one);
+  time_norm_backward_rows<256, 1, 3>(context, report, backward, dg, 5 * one);
   report.time("rms_norm_backward, no normed", 4 * one, true, [&](int s) { cuda::rms_norm_backward(context, of(s, 0), dg, {}, of(s, 2), of(s, 3), g, r); });
+  for (auto& arguments : backward) arguments.normed = nullptr;
+  time_norm_backward_queue<256, 1, 3, 4, false>(context, report, backward, dg, 4 * one);
+  time_norm_backward_queue<256, 1, 4, 2, false>(context, report, backward, dg, 4 * one);
+  time_norm_backward_queue<256, 1, 4, 3, true>(context, report, backward, dg, 4 * one);
+  time_norm_backward_rows<256, 1, 3>(context, report, backward, dg, 4 * one);
 }
 
 void time_rotary(CudaContext& context, Report& report, Pool& pool, std::int64_t rows) {
@@ -288,6 +319,38 @@ void time_swiglu(CudaContext& context, Report& report, Pool& pool, std::int64_t 
   report.time("swiglu_backward in place, no act", 5 * one, true, [&](int s) { cuda::swiglu_backward(context, gate_up[at(s)], {}, dact[at(s)], gate_up[at(s)]); });
 }
 
+// The parts of the embedding's backward pass, with the bytes of the whole of it.
+template <int threads, int ahead, int resident>
+void time_sum_windows(CudaContext& context, Report& report, const std::vector<cuda::Scatter<Half>>& arguments, double bytes) {
+  const dim3 grid(cuda::blocks_for(arguments[0].rows, cuda::window), width / (threads * 4));
+  report.time("  sum_windows <" + std::to_string(threads) + ", " + std::to_string(ahead) + " ahead, " + std::to_string(resident) + " resident>", bytes, false,
+              [&](int set) {
+                cuda::sum_windows<Half, 4, threads, ahead, resident><<<grid, threads, 0, context.stream()>>>(arguments[set % sets]);
+                CHECK_LAUNCH("sum_windows");
+              });
+}
+
+void time_embedding_backward(CudaContext& context, Report& report, const Tensor& gradient, const std::vector<Tensor>& dout, const std::int32_t* ids, double bytes) {
+  const std::int64_t rows = dout[0].rows;
+  const unsigned windows = cuda::blocks_for(rows, cuda::window);
+  Memory sort_memory(cuda::row_sort_bytes(rows)), shares(std::size_t{windows} * 2 * width * 4);
+  report.time("  sort_rows", bytes, false, [&](int) { cuda::sort_rows(context, ids, rows, gradient.rows, sort_memory.as<char>()); });
+  const cuda::SortedRows sorted = cuda::sort_rows(context, ids, rows, gradient.rows, sort_memory.as<char>());
+  std::vector<cuda::Scatter<Half>> arguments;
+  for (const Tensor& matrix : dout)
+    arguments.push_back({gradient.f32(), static_cast<const Half*>(matrix.data), shares.as<float>(), sorted, width, width, rows, width});
+  time_sum_windows<256, 4, 4>(context, report, arguments, bytes);
+  time_sum_windows<256, 8, 2>(context, report, arguments, bytes);
+  time_sum_windows<256, 2, 5>(context, report, arguments, bytes);
+  time_sum_windows<128, 4, 8>(context, report, arguments, bytes);
+  time_sum_windows<512, 4, 2>(context, report, arguments, bytes);
+  report.time("  sum_shares and sum_groups", bytes, false, [&](int set) {
+    cuda::sum_shares<Half, 4, 256><<<dim3(windows, width / 1024), 256, 0, context.stream()>>>(arguments[set % sets]);
+    cuda::sum_groups<Half, 4, 256><<<dim3(cuda::blocks_for(windows, cuda::group) - 1, width / 1024), 256, 0, context.stream()>>>(arguments[set % sets]);
+    CHECK_LAUNCH("sum_groups");
+  });
+}
+
 void time_embedding(CudaContext& context, Report& report, Pool& pool, std::int64_t rows) {
   constexpr std::int64_t vocabulary = 32000;
   Memory ids(static_cast<std::size_t>(rows) * 4), dtable(vocabulary * width * 4);
@@ -316,6 +379,7 @@ void time_embedding(CudaContext& context, Report& report, Pool& pool, std::int64
                 [&](int s) { cuda::embedding_forward(context, of(s), table, ids.as<std::int32_t>()); });
     report.time("embedding_backward" + suffix, one + distinct * width * 8, false,
                 [&](int s) { cuda::embedding_backward(context, gradient, of(s), ids.as<std::int32_t>()); });
+    time_embedding_backward(context, report, gradient, matrices, ids.as<std::int32_t>(), one + distinct * width * 8);
   }
 }
 

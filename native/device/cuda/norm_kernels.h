@@ -1,4 +1,4 @@
-// Kernels of the RMS norm. `row_threads` threads hold one row in registers, `vectors` 16-byte vectors each, vector v of thread t at index
+// Kernels of the RMS norm: the forward pass, and what the backward pass (norm_backward_kernels.h) shares with it. `row_threads` threads hold one row in registers, `vectors` 16-byte vectors each, vector v of thread t at index
 // v * row_threads + t, so that a warp's access is contiguous. A block is one row, or eight where a warp holds a row. Rows that do not fit, or
 // are not made of whole vectors, go through the *_any kernels: one block a row, an element at a time, and a second read that the cache answers.
 #pragma once
@@ -20,19 +20,6 @@ struct NormForward {
   std::int64_t out_stride, sum_stride, x_stride, delta_stride, rows;
   int columns;
   float eps;
-};
-
-template <class T>
-struct NormBackward {
-  T* dx;
-  float* partials;  // (blocks, columns): each block's share of the gain's gradient
-  T* normed;        // may be null
-  const T* dout;
-  const T* x;
-  const float* gain;
-  const float* rstd;
-  std::int64_t dx_stride, normed_stride, dout_stride, x_stride, rows;
-  int columns;
 };
 
 __device__ __forceinline__ float warp_sum(float value) {
@@ -133,143 +120,6 @@ __global__ __launch_bounds__(256) void norm_forward_any(NormForward<T> a) {
   for (int at = threadIdx.x; at < a.columns; at += 256) {
     a.out[row * a.out_stride + at] = to_vector<T>(Floats<1>{normed_value(to_float(normalized[at]), rstd, a.gain[at])}).lane[0];
   }
-}
-
-// With y = x * r * gain and r = (mean(x²) + eps)^-1/2:  dx += r * gain * dy - x * r³ * mean(dy * gain * x),  dgain += dy * x * r.
-// 4 accesses of each element, 5 with `normed`. Blocks stay for many rows, with the gain and their share of its gradient in registers.
-// prefetch: the next row is asked for before this one is summed, so that the reduction's wait does not leave the memory idle.
-template <class T, int row_threads, int vectors, bool prefetch, int resident>
-__global__ __launch_bounds__(block_threads<row_threads>, resident) void norm_backward_rows(NormBackward<T> a) {
-  constexpr int width = full_width<T>, rows_per_block = block_threads<row_threads> / row_threads;
-  __shared__ float exchange[2][rows_per_block][row_threads / 32];
-  const int thread = threadIdx.x % row_threads, lane_row = threadIdx.x / row_threads, count = a.columns / width;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * rows_per_block;
-
-  struct Row {
-    Vector<T, width> x[vectors], dout[vectors], dx[vectors];
-    float rstd;
-  };
-  auto read = [&](Row& into, std::int64_t row) {
-    into.rstd = __ldg(a.rstd + row);
-#pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      if (at >= count) continue;
-      into.x[v] = load_once<width>(a.x + row * a.x_stride + at * width);
-      into.dout[v] = load_once<width>(a.dout + row * a.dout_stride + at * width);
-      into.dx[v] = load_once<width>(a.dx + row * a.dx_stride + at * width);
-    }
-  };
-
-  Floats<width> gain[vectors], gain_gradient[vectors];
-#pragma unroll
-  for (int v = 0; v < vectors; ++v) {
-    const int at = v * row_threads + thread;
-    gain[v] = at < count ? load_floats<width>(a.gain + at * width) : Floats<width>{};
-    gain_gradient[v] = Floats<width>{};
-  }
-
-  std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * rows_per_block + lane_row;
-  Row current, next;
-  if (prefetch && row < a.rows) read(next, row);
-  for (int parity = 0; row < a.rows; row += step, parity ^= 1) {
-    if constexpr (prefetch) {
-      current = next;
-      if (row + step < a.rows) read(next, row + step);
-    } else {
-      read(current, row);
-    }
-    float product = 0.f;
-#pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      if (v * row_threads + thread >= count) continue;
-      const Floats<width> x = to_floats(current.x[v]), dy = to_floats(current.dout[v]);
-#pragma unroll
-      for (int i = 0; i < width; ++i) product = fmaf(dy.lane[i] * gain[v].lane[i], x.lane[i], product);
-    }
-    const float r = current.rstd;
-    const float correction = -r * r * r * row_sum<row_threads>(product, exchange[parity][lane_row]) / static_cast<float>(a.columns);
-#pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      if (at >= count) continue;
-      const Floats<width> x = to_floats(current.x[v]), dy = to_floats(current.dout[v]);
-      Floats<width> dx = to_floats(current.dx[v]), normed;
-#pragma unroll
-      for (int i = 0; i < width; ++i) {
-        dx.lane[i] += fmaf(correction, x.lane[i], dy.lane[i] * gain[v].lane[i] * r);
-        gain_gradient[v].lane[i] = fmaf(dy.lane[i], x.lane[i] * r, gain_gradient[v].lane[i]);
-        normed.lane[i] = normed_value(x.lane[i], r, gain[v].lane[i]);
-      }
-      store(a.dx + row * a.dx_stride + at * width, to_vector<T>(dx));
-      if (a.normed) store(a.normed + row * a.normed_stride + at * width, to_vector<T>(normed));
-    }
-  }
-
-  // The block's rows that ran side by side, summed in their order.
-  __shared__ float shares[rows_per_block > 1 ? rows_per_block - 1 : 1][rows_per_block > 1 ? row_threads * vectors * width : 1];
-  if (rows_per_block > 1) {
-    if (lane_row > 0) {
-#pragma unroll
-      for (int v = 0; v < vectors; ++v)
-#pragma unroll
-        for (int i = 0; i < width; ++i) shares[lane_row - 1][(v * width + i) * row_threads + thread] = gain_gradient[v].lane[i];
-    }
-    __syncthreads();
-    if (lane_row > 0) return;
-    for (int other = 0; other < rows_per_block - 1; ++other)
-#pragma unroll
-      for (int v = 0; v < vectors; ++v)
-#pragma unroll
-        for (int i = 0; i < width; ++i) gain_gradient[v].lane[i] += shares[other][(v * width + i) * row_threads + thread];
-  }
-#pragma unroll
-  for (int v = 0; v < vectors; ++v) {
-    const int at = v * row_threads + thread;
-    if (at >= count) continue;
-#pragma unroll
-    for (int i = 0; i < width; ++i) a.partials[static_cast<std::int64_t>(blockIdx.x) * a.columns + at * width + i] = gain_gradient[v].lane[i];
-  }
-}
-
-template <class T>
-__global__ __launch_bounds__(256) void norm_backward_any(NormBackward<T> a) {
-  __shared__ float exchange[2][8];
-  float* share = a.partials + static_cast<std::int64_t>(blockIdx.x) * a.columns;
-  for (int at = threadIdx.x; at < a.columns; at += 256) share[at] = 0.f;
-  int parity = 0;
-  for (std::int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, parity ^= 1) {
-    const T *x = a.x + row * a.x_stride, *dout = a.dout + row * a.dout_stride;
-    T* dx = a.dx + row * a.dx_stride;
-    const float r = a.rstd[row];
-    float product = 0.f;
-    for (int at = threadIdx.x; at < a.columns; at += 256) product = fmaf(to_float(dout[at]) * a.gain[at], to_float(x[at]), product);
-    const float correction = -r * r * r * row_sum<256>(product, exchange[parity]) / static_cast<float>(a.columns);
-    for (int at = threadIdx.x; at < a.columns; at += 256) {
-      const float value = to_float(x[at]), dy = to_float(dout[at]), gain = a.gain[at];
-      share[at] = fmaf(dy, value * r, share[at]);
-      dx[at] = to_vector<T>(Floats<1>{to_float(dx[at]) + fmaf(correction, value, dy * gain * r)}).lane[0];
-      if (a.normed) a.normed[row * a.normed_stride + at] = to_vector<T>(Floats<1>{normed_value(value, r, gain)}).lane[0];
-    }
-  }
-}
-
-// dgain += the blocks' shares in a fixed order: 32 columns a block, 32 threads a column, each over every 32nd share.
-static __global__ __launch_bounds__(1024) void sum_gain_gradient(float* dgain, const float* partials, int parts, int columns) {
-  __shared__ float shares[32][33];
-  const int lane = threadIdx.x % 32, way = threadIdx.x / 32, column = static_cast<int>(blockIdx.x) * 32 + lane;
-  float share = 0.f;
-  if (column < columns) {
-#pragma unroll 4
-    for (int part = way; part < parts; part += 32) share += partials[static_cast<std::int64_t>(part) * columns + column];
-  }
-  shares[way][lane] = share;
-  __syncthreads();
-  if (way > 0 || column >= columns) return;
-  float total = 0.f;
-#pragma unroll
-  for (int i = 0; i < 32; ++i) total += shares[i][lane];
-  dgain[column] += total;
 }
 
 }  // namespace tinyllama::cuda

@@ -1,5 +1,5 @@
 // Least significant digit first radix sort, 8 bits a pass: count the digits of each tile, add up, place. A batch has some ten thousand ids of 15 or
-// 16 bits: two passes of three small launches, some 20 µs. Ranks come from ballots in the order of the rows, so the sort is stable and equal inputs
+// 16 bits: two passes of two small launches, since each block of the placing adds up for itself while the tiles are few. Ranks come from ballots in the order of the rows, so the sort is stable and equal inputs
 // take equal paths; nothing depends on which block is first.
 #include <utility>
 
@@ -13,8 +13,9 @@ constexpr int digit_bits = 8;
 constexpr int digits = 1 << digit_bits;
 constexpr int threads = 256;
 constexpr int warps = threads / 32;
-constexpr int rounds = 8;                    // of 32 neighbours per warp
+constexpr int rounds = 4;                    // of 32 neighbours per warp
 constexpr int tile = threads * rounds;       // a warp's share of a tile is contiguous
+constexpr unsigned few_tiles = 128;          // every block reads all counts of so many
 static_assert(threads == digits, "a thread owns a digit");
 
 __device__ __forceinline__ int digit_of(std::int32_t id, int shift) { return id >> shift & (digits - 1); }
@@ -70,7 +71,32 @@ __global__ __launch_bounds__(1024) void add_up(std::int32_t* counts, std::int64_
   }
 }
 
-// rows_in null: the rows are 0, 1, 2, …
+// Where the first of this block's rows with the digit threadIdx.x goes, from the counts of all tiles.
+__device__ __forceinline__ std::int32_t start_of_digit(const std::int32_t* counts) {
+  __shared__ std::int32_t warp_totals[warps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const std::int32_t* own = counts + static_cast<std::int64_t>(threadIdx.x) * gridDim.x;
+  std::int32_t before = 0, total = 0;
+#pragma unroll 8
+  for (unsigned t = 0; t < gridDim.x; ++t) {
+    const std::int32_t number = own[t];
+    total += number;
+    before += t < blockIdx.x ? number : 0;
+  }
+  std::int32_t sum = total;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const std::int32_t lower = __shfl_up_sync(0xffffffffu, sum, distance);
+    if (lane >= distance) sum += lower;
+  }
+  if (lane == 31) warp_totals[warp] = sum;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) sum += warp_totals[w];
+  return sum - total + before;
+}
+
+// rows_in null: the rows are 0, 1, 2, … counted: `starts` holds the digits' counts still.
+template <bool counted>
 __global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int32_t* rows_out, const std::int32_t* ids_in,
                                                  const std::int32_t* rows_in, const std::int32_t* starts, std::int64_t count, int shift) {
   __shared__ std::int32_t seen[warps][digits];  // of each digit in the warp's rounds so far; then where the warp's first goes
@@ -96,7 +122,7 @@ __global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int
     __syncwarp();
   }
   __syncthreads();
-  std::int32_t start = starts[static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x];
+  std::int32_t start = counted ? start_of_digit(starts) : starts[static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x];
   for (int w = 0; w < warps; ++w) {
     const std::int32_t number = seen[w][threadIdx.x];
     seen[w][threadIdx.x] = start;
@@ -130,9 +156,13 @@ SortedRows sort_rows(CudaContext& context, const std::int32_t* ids, std::int64_t
   do {
     count_digits<<<tiles, threads, 0, context.stream()>>>(counts, ids_in, count, shift);
     CHECK_LAUNCH("sort_rows");
-    add_up<<<1, 1024, 0, context.stream()>>>(counts, static_cast<std::int64_t>(tiles) * digits);
-    CHECK_LAUNCH("sort_rows");
-    place<<<tiles, threads, 0, context.stream()>>>(ids_out, rows_out, ids_in, rows_in, counts, count, shift);
+    if (tiles <= few_tiles) {
+      place<true><<<tiles, threads, 0, context.stream()>>>(ids_out, rows_out, ids_in, rows_in, counts, count, shift);
+    } else {
+      add_up<<<1, 1024, 0, context.stream()>>>(counts, static_cast<std::int64_t>(tiles) * digits);
+      CHECK_LAUNCH("sort_rows");
+      place<false><<<tiles, threads, 0, context.stream()>>>(ids_out, rows_out, ids_in, rows_in, counts, count, shift);
+    }
     CHECK_LAUNCH("sort_rows");
     ids_in = ids_out;
     rows_in = rows_out;

@@ -68,6 +68,18 @@ __device__ __forceinline__ void store_once(T* address, const Vector<T, width>& v
   __stcs(reinterpret_cast<Word*>(address), reinterpret_cast<const Word&>(vector));
 }
 
+// 16 bytes from global to shared memory, without registers between. What a thread has asked for up to close_copies() is one group; after
+// wait_for_copies<newer>() all its groups but the `newer` last ones have arrived and may be read by that thread.
+__device__ __forceinline__ void copy_ahead(void* shared, const void* global) {
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
+}
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+template <int newer>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(newer) : "memory");
+}
+
 // fp32 parameters such as gains and tables, in 16-byte pieces where width is a multiple of 4.
 template <int width>
 __device__ __forceinline__ Floats<width> load_floats(const float* address) {

@@ -1,5 +1,5 @@
 // The GPU's memory-bound operations against fp64 references: fresh random values and hostile ones, shapes that fit vectors and shapes that do not,
-// aliases that the interface allows. pointwise_test [seed] [small]: small leaves out what takes long under compute-sanitizer.
+// aliases that the interface allows. cuda_pointwise_test [seed] [small]: small leaves out what takes long under compute-sanitizer.
 // Outputs are NaN before each run; every run is done twice and must give equal bits.
 #include <cstdlib>
 #include <functional>
@@ -242,7 +242,7 @@ void test_swiglu(Bench& bench, DataType type, std::int64_t rows, std::int64_t co
   }
 }
 
-enum class Ids { random, equal, few, ascending, descending, pairs };
+enum class Ids { random, equal, few, ascending, descending, pairs, groups, long_runs };
 
 void test_embedding(Bench& bench, DataType type, std::int64_t rows, std::int64_t columns, std::int64_t vocabulary, Ids kind, std::int64_t padding) {
   const std::string name = named("embedding", type, rows, columns) + " of " + std::to_string(vocabulary) + " ids kind " + std::to_string(static_cast<int>(kind));
@@ -254,7 +254,9 @@ void test_embedding(Bench& bench, DataType type, std::int64_t rows, std::int64_t
                             : kind == Ids::few     ? (any % 10 < 7 ? 1 : any % 5)
                             : kind == Ids::ascending ? r * vocabulary / rows
                             : kind == Ids::descending ? vocabulary - 1 - r * vocabulary / rows
-                                                     : r / 48 % vocabulary;  // runs of 48: each goes over one or two borders
+                            : kind == Ids::pairs     ? r / 48  // runs of 48: each goes over one or two borders
+                            : kind == Ids::groups    ? r / 1024  // runs that end with a group of windows
+                                                     : (r + 40) / 1500;  // runs that begin inside one group and end inside the next or the one after
     ids[static_cast<std::size_t>(r)] = static_cast<std::int32_t>(id % vocabulary);
   }
   std::int32_t* gids = nullptr;
@@ -383,11 +385,17 @@ void run(std::uint64_t seed, bool small) {
     test_swiglu(bench, type, 7, 96, 8, true);
     test_swiglu(bench, type, 1, 1, 0, false);
     test_swiglu(bench, type, 31, 77, 5, true);
-    for (const Ids kind : {Ids::random, Ids::equal, Ids::few, Ids::ascending, Ids::descending, Ids::pairs}) {
+    for (const Ids kind : {Ids::random, Ids::equal, Ids::few, Ids::ascending, Ids::descending, Ids::pairs, Ids::groups, Ids::long_runs}) {
       test_embedding(bench, type, small ? 300 : 4099, 128, 1000, kind, 0);
       test_embedding(bench, type, 100, 33, 7, kind, 2);
     }
-    if (!small) test_embedding(bench, type, 5000, 8, 100000, Ids::random, 0);
+    if (!small) {
+      test_embedding(bench, type, 5000, 8, 100000, Ids::random, 0);
+      test_embedding(bench, type, 70000, 8, 3, Ids::equal, 0);        // more groups than a warp looks at
+      test_embedding(bench, type, 140000, 8, 50000, Ids::random, 0);  // more tiles of the sort than its blocks add up for themselves
+      test_embedding(bench, type, 1024, 16, 9, Ids::equal, 0);
+      test_embedding(bench, type, 1056, 16, 9, Ids::equal, 0);
+    }
     test_embedding(bench, type, 1, 8, 1, Ids::equal, 0);
     test_embedding(bench, type, 64, 2048, 300, Ids::random, 0);
     test_embedding(bench, type, 3000, 24, 40000, Ids::few, 8);
