@@ -18,7 +18,7 @@ void attention_mma_forward(CudaContext& context, const Tensor& out, float* lse, 
                            const std::int32_t* first_keys) {
   const ForwardArguments arguments = forward_arguments(out, lse, qkv, shape, first_keys);
   if (shape.head_size == 64)
-    launch_forward_mma<64, 4, 2, 64, 2, 2>(context, arguments, shape);
+    launch_forward_mma<64, 4, 2, 64, 3, 2>(context, arguments, shape);
   else
     launch_forward_mma<128, 4, 1, 64, 2, 2>(context, arguments, shape);
 }
@@ -27,9 +27,9 @@ void attention_mma_backward(CudaContext& context, const Tensor& dqkv, const Tens
                             const float* lse, const AttentionShape& shape, const std::int32_t* first_keys) {
   const BackwardOperands operands{dqkv, dout, qkv, out, lse, shape, first_keys};
   if (shape.head_size == 64)
-    launch_backward_mma<64, 4, 2, 64, 32, 2>(context, operands);
+    launch_backward_mma<64, 4, 2, 64, 32, 2>(context, operands, all_groups);
   else
-    launch_backward_mma<128, 4, 1, 32, 32, 2>(context, operands);
+    launch_backward_mma<128, 8, 1, 64, 32, 1>(context, operands);
 }
 
 }  // namespace tinyllama::cuda

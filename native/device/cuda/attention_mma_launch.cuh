@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 #include <cstddef>
+#include <limits>
 
 #include "native/device/cuda/attention_backward_mma.cuh"
 #include "native/device/cuda/cuda_context.h"
@@ -109,7 +110,8 @@ inline BackwardArguments backward_arguments(std::byte* scratch, const BackwardSc
           .scale = 1.f / std::sqrt(static_cast<float>(shape.head_size))};
 }
 
-// wave: how many groups' key tiles are started together; 0 leaves the choice here (as many as fill the GPU).
+// wave: how many groups' key tiles are started together; 0: as many as fill the GPU.
+constexpr int all_groups = std::numeric_limits<int>::max();
 template <int S, int WARPS, int MT, int QT, int QC, int BLOCKS>
 void launch_backward_mma(CudaContext& context, const BackwardOperands& operands, int wave = 0) {
   using Layout = BackwardLayout<S, WARPS, MT, QT>;
