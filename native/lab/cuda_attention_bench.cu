@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "native/device/cuda/attention.h"
-#include "native/device/cuda/attention_mma_launch.cuh"
+#include "native/device/cuda/attention_wgmma.h"
+#include "native/device/cuda/attention_wgmma_launch.cuh"
 
 namespace tinyllama::cuda {
 namespace {
@@ -111,6 +112,10 @@ class Bench {
 // A variant's name is its template arguments.
 #define FORWARD(...) \
   bench.forward("forward <" #__VA_ARGS__ ">", [&](const InputSet&, const ForwardArguments& a) { launch_forward_mma<__VA_ARGS__>(context, a, shape); })
+#define GROUP_FORWARD(...)                                                        \
+  bench.forward("wgmma forward <" #__VA_ARGS__ ">", [&](const InputSet& s, const ForwardArguments&) { \
+    launch_forward_wgmma<__VA_ARGS__>(context, s.out, s.lse, s.qkv, shape, nullptr);          \
+  })
 #define BACKWARD(wave, ...) \
   bench.backward("backward <" #__VA_ARGS__ "> wave " #wave, \
                  [&](const InputSet&, const BackwardOperands& o) { launch_backward_mma<__VA_ARGS__>(context, o, wave); })
@@ -126,36 +131,35 @@ void head_size_64(CudaContext& context, AttentionShape shape) {
   shape.head_size = 64;
   Bench bench(context, shape);
   engine_path(context, bench, shape);
+  // <head size, warp-groups, keys, stages, blocks per multiprocessor, copier, overlap, turns>
+  if (attention_wgmma_available(context)) {
+    GROUP_FORWARD(64, 3, 128, 2, 1, true, true, true);
+    GROUP_FORWARD(64, 3, 128, 2, 1, true, true, false);
+    GROUP_FORWARD(64, 3, 128, 3, 1, true, true, true);
+    GROUP_FORWARD(64, 2, 128, 2, 1, true, true, true);
+    GROUP_FORWARD(64, 2, 128, 3, 1, true, true, false);
+    GROUP_FORWARD(64, 2, 128, 2, 2, false, false, false);
+    GROUP_FORWARD(64, 2, 64, 3, 2, false, true, false);
+    GROUP_FORWARD(64, 2, 64, 3, 2, false, false, false);
+  }
   // <head size, warps, 16-row tiles per warp, keys, stages, blocks per multiprocessor>
-  FORWARD(64, 4, 2, 64, 2, 2);
   FORWARD(64, 4, 2, 64, 3, 2);
-  FORWARD(64, 4, 2, 32, 3, 2);
-  FORWARD(64, 4, 2, 128, 2, 2);
-  FORWARD(64, 8, 1, 64, 2, 2);
-  FORWARD(64, 4, 1, 64, 2, 3);
-  FORWARD(64, 4, 1, 128, 2, 2);
-  // <head size, warps, 16-row tiles per warp, queries, queries per chunk, blocks per multiprocessor>; wave 0: the default, 1000: all at once
-  BACKWARD(0, 64, 4, 2, 64, 32, 2);
-  BACKWARD(8, 64, 4, 2, 64, 32, 2);
-  BACKWARD(1000, 64, 4, 2, 64, 32, 2);
-  BACKWARD(0, 64, 4, 2, 64, 16, 2);
-  BACKWARD(0, 64, 4, 2, 128, 32, 1);
-  BACKWARD(0, 64, 8, 1, 64, 64, 1);
-  BACKWARD(0, 64, 8, 1, 64, 32, 1);
-  BACKWARD(0, 64, 8, 1, 128, 64, 1);
-  BACKWARD(0, 64, 4, 1, 64, 64, 3);
-  BACKWARD(0, 64, 4, 1, 64, 32, 3);
+  // <head size, warps, 16-row tiles per warp, queries, queries per chunk, blocks per multiprocessor>; wave 0: as many groups as fill the GPU
+  BACKWARD(all_groups, 64, 4, 2, 64, 32, 2);
 }
 
 void head_size_128(CudaContext& context, AttentionShape shape) {
   shape.head_size = 128, shape.heads /= 2, shape.kv_heads = std::max<std::int64_t>(1, shape.kv_heads / 2);
   Bench bench(context, shape);
   engine_path(context, bench, shape);
+  if (attention_wgmma_available(context)) {
+    GROUP_FORWARD(128, 2, 128, 2, 1, true, true, true);
+    GROUP_FORWARD(128, 2, 128, 2, 1, true, true, false);
+    GROUP_FORWARD(128, 2, 64, 4, 1, true, true, true);
+  }
   FORWARD(128, 4, 1, 64, 2, 2);
-  FORWARD(128, 8, 1, 64, 2, 1);
-  BACKWARD(0, 128, 4, 1, 32, 32, 2);
-  BACKWARD(0, 128, 4, 1, 64, 32, 2);
   BACKWARD(0, 128, 8, 1, 64, 32, 1);
+  BACKWARD(all_groups, 128, 8, 1, 64, 32, 1);
 }
 
 }  // namespace

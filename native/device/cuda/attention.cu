@@ -2,6 +2,7 @@
 
 #include "native/device/cuda/attention_mma.h"
 #include "native/device/cuda/attention_plain.h"
+#include "native/device/cuda/attention_wgmma.h"
 
 namespace tinyllama::cuda {
 namespace {
@@ -20,7 +21,8 @@ void attention_forward(CudaContext& context, const Tensor& out, float* lse, cons
                        const std::int32_t* first_keys) {
   check(qkv, out, shape);
   if (qkv.rows == 0) return;
-  const auto run = attention_mma_supports(qkv, out, shape) ? attention_mma_forward : attention_plain_forward;
+  auto* run = attention_plain_forward;
+  if (attention_mma_supports(qkv, out, shape)) run = attention_wgmma_available(context) ? attention_wgmma_forward : attention_mma_forward;
   run(context, out, lse, qkv, shape, first_keys);
 }
 

@@ -1,6 +1,7 @@
 // Attention on the GPU against fp64 on the CPU. bf16: the root mean square of the error is at most twice that of a straightforward bf16
 // implementation, for out, dQ, dK and dV each. Outputs, scratch memory, row padding and everything behind the matrices are NaN before
-// each run; every run happens twice and must give the same bits.
+// each run; every run happens twice and must give the same bits. Where the GPU has
+// kernels of its own, those for all GPUs are checked too.
 #include <cuda_bf16.h>
 
 #include <cstdio>
@@ -9,6 +10,8 @@
 #include <vector>
 
 #include "native/device/cuda/attention.h"
+#include "native/device/cuda/attention_mma.h"
+#include "native/device/cuda/attention_wgmma.h"
 #include "test/native/cuda/attention_reference.h"
 
 namespace tinyllama::check {
@@ -89,8 +92,20 @@ class AttentionCheck {
               (documents ? ", documents" : "")) {}
 
   void run(Worst& worst) {
-    const AttentionResult got = on_device(), want = attention_reference(problem_, false);
+    const AttentionResult want = attention_reference(problem_, false);
     const AttentionResult naive = sizeof(T) == 2 ? attention_reference(problem_, true) : want;
+    const std::string name = name_;
+    const bool two_paths = sizeof(T) == 2 && (shape_.head_size == 64 || shape_.head_size == 128) && cuda::attention_wgmma_available(context_);
+    for (const bool older : {false, true}) {
+      if (older && !two_paths) continue;
+      older_ = older;
+      name_ = name + (older ? ", mma.sync" : "");
+      check_result(on_device(), want, naive, worst);
+    }
+  }
+
+ private:
+  void check_result(const AttentionResult& got, const AttentionResult& want, const AttentionResult& naive, Worst& worst) {
     const std::int64_t width = qkv_width(), out_width = shape_.heads * shape_.head_size, kv_width = shape_.kv_heads * shape_.head_size;
     compare("out", got.out, want.out, naive.out, out_width, 0, out_width, worst);
     compare("dq", got.dqkv, want.dqkv, naive.dqkv, width, 0, out_width, worst);
@@ -104,7 +119,6 @@ class AttentionCheck {
     if (!(lse_error <= 1e-5)) fail("lse: error " + std::to_string(lse_error));
   }
 
- private:
   std::int64_t qkv_width() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_size; }
   void fail(const std::string& what) {
     ++failures;
@@ -146,9 +160,11 @@ class AttentionCheck {
       out.poison(), dqkv.poison(), lse.poison();
       if (context_.scratch_bytes() > 0) CHECK_CUDA(cudaMemset(context_.scratch(1), 0xff, context_.scratch_bytes()));
       CHECK_CUDA(cudaDeviceSynchronize());
-      cuda::attention_forward(context_, view(out.data(), out_width, out_stride), lse.data(), view(qkv.data(), width, stride), shape_, first);
-      cuda::attention_backward(context_, view(dqkv.data(), width, stride), view(dout.data(), out_width, out_stride),
-                               view(qkv.data(), width, stride), view(out.data(), out_width, out_stride), lse.data(), shape_, first);
+      const auto forward = older_ ? cuda::attention_mma_forward : cuda::attention_forward;
+      const auto backward = older_ ? cuda::attention_mma_backward : cuda::attention_backward;
+      forward(context_, view(out.data(), out_width, out_stride), lse.data(), view(qkv.data(), width, stride), shape_, first);
+      backward(context_, view(dqkv.data(), width, stride), view(dout.data(), out_width, out_stride), view(qkv.data(), width, stride),
+               view(out.data(), out_width, out_stride), lse.data(), shape_, first);
       CHECK_CUDA(cudaStreamSynchronize(context_.stream()));
       auto out_now = out.values();
       auto dqkv_now = dqkv.values();
@@ -170,6 +186,7 @@ class AttentionCheck {
   AttentionShape shape_;
   AttentionProblem problem_;
   std::string name_;
+  bool older_ = false;  // the kernels for all GPUs where there are newer ones
 };
 
 template <class T>
