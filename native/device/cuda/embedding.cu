@@ -19,7 +19,8 @@ void scatter(CudaContext& context, Scatter<T> arguments, const std::int32_t* ids
   arguments.sorted = sort_rows(context, ids, arguments.rows, id_end, memory);
   arguments.shares = reinterpret_cast<float*>(memory + sort_bytes);
   const dim3 grid(windows, blocks_for(arguments.columns, threads * width));
-  sum_windows<T, width, threads, 4, 4><<<grid, threads, 0, context.stream()>>>(arguments);
+  constexpr int narrow = 128;  // a thread's sums need no other thread: small blocks end sooner and make room for the next
+  sum_windows<T, width, narrow, 4, 8><<<dim3(windows, blocks_for(arguments.columns, narrow * width)), narrow, 0, context.stream()>>>(arguments);
   CHECK_LAUNCH("embedding_backward");
   if (windows == 1) return;
   sum_shares<T, width, threads><<<grid, threads, 0, context.stream()>>>(arguments);

@@ -3,15 +3,13 @@
 // With y = x * r * gain and r = (mean(x²) + eps)^-1/2:  dx += r * gain * dy - x * r³ * mean(dy * gain * x),  dgain += dy * x * r.
 // Accesses of each element: 4, 5 with `normed`.
 //
-// Kernel                 launch                                       where a row waits
-// norm_backward_queue    blocks that stay, `rows_per_block` rows each   shared memory: a queue of `stages` rows per thread
-// norm_backward_rows     the same                                       registers
-// norm_backward_any      blocks that stay, one row each                 the cache: rows that are not whole vectors, or are too long
+// Kernel              launch                                      what a row's second pass reads
+// norm_backward_rows  blocks that stay, `at_once` rows at a time  registers
+// norm_backward_any   blocks that stay, one row each              the cache; for rows not of whole vectors, or too long
+// sum_gain_gradient   a block per 16 columns                      (sums what the blocks of the other two leave)
 //
-// The sum between the two passes over a row makes its threads wait for each other; memory must stay busy meanwhile. A thread of
-// norm_backward_queue therefore copies its vectors of the next `stages` rows to shared memory by cp.async, which holds no registers, and reads
-// back only what it copied itself, so the queue needs no barrier. Per multiprocessor some 100 KB are in flight then; 4.3 TB/s at a latency of
-// 1 µs take 33.
+// The sum between the two passes makes a row's threads wait for each other, so memory must be kept busy by other rows: by the blocks beside
+// this one, whose number registers limit, and by `at_once` rows of the same block, which share one barrier.
 #pragma once
 #include "native/device/cuda/norm_kernels.h"
 
@@ -30,167 +28,141 @@ struct NormBackward {
   int columns;
 };
 
-// Which vectors of a row a thread holds, and what it keeps of the gain while its block goes from row to row.
-template <class T, int row_threads, int vectors>
+// Where a thread has the gain: in registers, or in the L1 cache, which all blocks of a multiprocessor share, for more blocks side by side.
+enum class Gain { held, cached };
+
+// The thread's vectors of the gain and of its gradient, which it keeps while its block goes from row to row.
+template <class T, int row_threads, int vectors, Gain where>
 struct GainShare {
   static constexpr int width = full_width<T>, rows_per_block = block_threads<row_threads> / row_threads;
-  Floats<width> gain[vectors], gradient[vectors];
+  const float* from;
+  Floats<width> held[where == Gain::held ? vectors : 1], gradient[vectors];
 
-  __device__ __forceinline__ void read(const float* from, int thread, int count) {
+  __device__ __forceinline__ void start(const float* gain, int thread, int count) {
+    from = gain + thread * width;
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      gain[v] = at < count ? load_floats<width>(from + at * width) : Floats<width>{};
       gradient[v] = Floats<width>{};
+      if constexpr (where == Gain::held) held[v] = v * row_threads + thread < count ? load_floats<width>(from + v * row_threads * width) : Floats<width>{};
     }
+  }
+
+  __device__ __forceinline__ Floats<width> gain(int v) const {
+    if constexpr (where == Gain::held) return held[v];
+    return load_floats<width>(from + v * row_threads * width);
+  }
+
+  // A cached gain is read anew from here on, not kept in registers from its last use.
+  __device__ __forceinline__ void forget_cached() {
+    if constexpr (where == Gain::cached) asm volatile("" : "+l"(from));
   }
 
   // dx and the norm's output of one vector, and its part of the gain's gradient. `correction` is -r³ * mean(dy * gain * x).
   __device__ __forceinline__ void apply(int v, const Floats<width>& x, const Floats<width>& dy, float r, float correction, Floats<width>& dx,
                                         Floats<width>& normed) {
+    const Floats<width> g = gain(v);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      dx.lane[i] += fmaf(correction, x.lane[i], dy.lane[i] * gain[v].lane[i] * r);
+      dx.lane[i] += fmaf(correction, x.lane[i], dy.lane[i] * g.lane[i] * r);
       gradient[v].lane[i] = fmaf(dy.lane[i], x.lane[i] * r, gradient[v].lane[i]);
-      normed.lane[i] = normed_value(x.lane[i], r, gain[v].lane[i]);
+      normed.lane[i] = normed_value(x.lane[i], r, g.lane[i]);
     }
   }
 
   __device__ __forceinline__ float product(int v, const Floats<width>& x, const Floats<width>& dy, float sum) const {
+    const Floats<width> g = gain(v);
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum = fmaf(dy.lane[i] * gain[v].lane[i], x.lane[i], sum);
+    for (int i = 0; i < width; ++i) sum = fmaf(dy.lane[i] * g.lane[i], x.lane[i], sum);
     return sum;
   }
 
-  // The block's share of the gain's gradient; its rows that ran side by side are summed in their order.
+  // The block's share of the gain's gradient; its rows that ran side by side are summed in their order. By all threads of the block.
   __device__ __forceinline__ void write(float* partials, int columns, int thread, int lane_row) {
     if constexpr (rows_per_block > 1) {
-      __shared__ float shares[rows_per_block - 1][row_threads * vectors * width];
-      if (lane_row > 0) {
+      __shared__ float sums[vectors * width][row_threads];
+      for (int turn = 0; turn < rows_per_block; ++turn) {
+        if (lane_row == turn) {
 #pragma unroll
-        for (int v = 0; v < vectors; ++v)
+          for (int v = 0; v < vectors; ++v)
 #pragma unroll
-          for (int i = 0; i < width; ++i) shares[lane_row - 1][(v * width + i) * row_threads + thread] = gradient[v].lane[i];
+            for (int i = 0; i < width; ++i) {
+              float& sum = sums[v * width + i][thread];
+              gradient[v].lane[i] += turn > 0 ? sum : 0.f;
+              sum = gradient[v].lane[i];
+            }
+        }
+        __syncthreads();
       }
-      __syncthreads();
-      if (lane_row > 0) return;
-      for (int other = 0; other < rows_per_block - 1; ++other)
-#pragma unroll
-        for (int v = 0; v < vectors; ++v)
-#pragma unroll
-          for (int i = 0; i < width; ++i) gradient[v].lane[i] += shares[other][(v * width + i) * row_threads + thread];
+      if (lane_row < rows_per_block - 1) return;
     }
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      if (at * width >= columns) continue;
+      const int at = (v * row_threads + thread) * width;
+      if (at >= columns) continue;
+      float* to = partials + static_cast<std::int64_t>(blockIdx.x) * columns + at;
 #pragma unroll
-      for (int i = 0; i < width; ++i) partials[static_cast<std::int64_t>(blockIdx.x) * columns + at * width + i] = gradient[v].lane[i];
+      for (int i = 0; i < width; i += 4)
+        store(to + i, Vector<float, 4>{gradient[v].lane[i], gradient[v].lane[i + 1], gradient[v].lane[i + 2], gradient[v].lane[i + 3]});
     }
   }
 };
 
-template <class T, int row_threads, int vectors, int stages>
-constexpr int norm_queue_bytes = stages * vectors * 3 * block_threads<row_threads> * 16;
-
-// stream: what is written is the first to leave the caches.
-template <class T, int row_threads, int vectors, int stages, int resident, bool stream>
-__global__ __launch_bounds__(block_threads<row_threads>, resident) void norm_backward_queue(NormBackward<T> a) {
-  constexpr int width = full_width<T>, block = block_threads<row_threads>, rows_per_block = block / row_threads;
-  using Part = Vector<T, width>;
-  extern __shared__ uint4 queue_memory[];  // [stage][vector][x, dout, dx][thread]
-  __shared__ float exchange[2][rows_per_block][row_threads / 32];
-  Part* const queue = reinterpret_cast<Part*>(queue_memory) + threadIdx.x;
+// Rows row, row + step, … of `at_once` go together.
+template <class T, int row_threads, int vectors, int at_once, int resident, Gain gain>
+__global__ __launch_bounds__(block_threads<row_threads>, resident) void norm_backward_rows(NormBackward<T> a) {
+  constexpr int width = full_width<T>, rows_per_block = block_threads<row_threads> / row_threads;
+  __shared__ float exchange[2][rows_per_block][at_once * (row_threads / 32)];
   const int thread = threadIdx.x % row_threads, lane_row = threadIdx.x / row_threads, count = a.columns / width;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * rows_per_block;
-  auto place = [&](int stage, int v, int which) { return queue + ((stage * vectors + v) * 3 + which) * block; };
-  auto ask = [&](std::int64_t row, int stage) {
-    if (row < a.rows) {
+  const unsigned step = gridDim.x * rows_per_block, rows = static_cast<unsigned>(a.rows);
+  const float mean = 1.f / static_cast<float>(a.columns);
+  GainShare<T, row_threads, vectors, gain> share;
+  share.start(a.gain, thread, count);
+  int parity = 0;
+  for (unsigned first = blockIdx.x * rows_per_block + lane_row; first < rows; first += at_once * step, parity ^= 1) {
+    asm volatile("" : "+r"(first));  // addresses are made from it each time, not held for each array
+    uint4 x[at_once][vectors], dout[at_once][vectors], old[at_once][vectors];
+    float r[at_once], product[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      if (at_once > 1 && first + k * step >= rows) continue;
+      const auto row = static_cast<std::int64_t>(first + k * step);
+      r[k] = __ldg(a.rstd + row);
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
         const int at = v * row_threads + thread;
         if (at >= count) continue;
-        copy_ahead(place(stage, v, 0), a.x + row * a.x_stride + at * width);
-        copy_ahead(place(stage, v, 1), a.dout + row * a.dout_stride + at * width);
-        copy_ahead(place(stage, v, 2), a.dx + row * a.dx_stride + at * width);
+        x[k][v] = load_packed_once(a.x + row * a.x_stride + at * width);
+        dout[k][v] = load_packed_once(a.dout + row * a.dout_stride + at * width);
+        old[k][v] = load_packed_once(a.dx + row * a.dx_stride + at * width);
       }
     }
-    close_copies();  // an empty group past the end, so that the count of groups holds
-  };
-
-  std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * rows_per_block + lane_row;
 #pragma unroll
-  for (int stage = 0; stage < stages; ++stage) ask(row + stage * step, stage);
-  float next_rstd = row < a.rows ? __ldg(a.rstd + row) : 0.f;
-  GainShare<T, row_threads, vectors> share;
-  share.read(a.gain, thread, count);
-
-  for (int stage = 0, parity = 0; row < a.rows; row += step, parity ^= 1) {
-    const float r = next_rstd;
-    if (row + step < a.rows) next_rstd = __ldg(a.rstd + row + step);
-    wait_for_copies<stages - 1>();
-    float product = 0.f;
+    for (int k = 0; k < at_once; ++k) {
+      product[k] = 0.f;
+      if (at_once > 1 && first + k * step >= rows) continue;
 #pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      if (v * row_threads + thread >= count) continue;
-      product = share.product(v, to_floats(*place(stage, v, 0)), to_floats(*place(stage, v, 1)), product);
+      for (int v = 0; v < vectors; ++v)
+        if (v * row_threads + thread < count) product[k] = share.product(v, unpack<T>(x[k][v]), unpack<T>(dout[k][v]), product[k]);
     }
-    const float correction = -r * r * r * row_sum<row_threads>(product, exchange[parity][lane_row]) / static_cast<float>(a.columns);
+    row_sums<row_threads, at_once>(product, exchange[parity][lane_row]);
+    asm volatile("" : "+r"(first));
 #pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      if (at >= count) continue;
-      // Read once more rather than held in registers: shared memory has time, and registers are blocks.
-      Floats<width> dx = to_floats(*place(stage, v, 2)), normed;
-      share.apply(v, to_floats(*place(stage, v, 0)), to_floats(*place(stage, v, 1)), r, correction, dx, normed);
-      T *dx_at = a.dx + row * a.dx_stride + at * width, *normed_at = a.normed + row * a.normed_stride + at * width;
-      if constexpr (stream) {
-        store_once(dx_at, to_vector<T>(dx));
-        if (a.normed) store_once(normed_at, to_vector<T>(normed));
-      } else {
-        store(dx_at, to_vector<T>(dx));
-        if (a.normed) store(normed_at, to_vector<T>(normed));
+    for (int k = 0; k < at_once; ++k) {
+      if (at_once > 1 && first + k * step >= rows) continue;
+      const auto row = static_cast<std::int64_t>(first + k * step);
+      const float correction = -r[k] * r[k] * r[k] * (product[k] * mean);
+#pragma unroll
+      for (int v = 0; v < vectors; ++v) {
+        const int at = v * row_threads + thread;
+        if (at >= count) continue;
+        forget(x[k][v]);
+        forget(dout[k][v]);
+        share.forget_cached();
+        Floats<width> dx = unpack<T>(old[k][v]), normed;
+        share.apply(v, unpack<T>(x[k][v]), unpack<T>(dout[k][v]), r[k], correction, dx, normed);
+        store(a.dx + row * a.dx_stride + at * width, to_vector<T>(dx));
+        if (a.normed) store(a.normed + row * a.normed_stride + at * width, to_vector<T>(normed));
       }
-    }
-    ask(row + stages * step, stage);  // its place has been read, by this thread
-    stage = stage + 1 == stages ? 0 : stage + 1;
-  }
-  share.write(a.partials, a.columns, thread, lane_row);
-}
-
-template <class T, int row_threads, int vectors, int resident>
-__global__ __launch_bounds__(block_threads<row_threads>, resident) void norm_backward_rows(NormBackward<T> a) {
-  constexpr int width = full_width<T>, rows_per_block = block_threads<row_threads> / row_threads;
-  __shared__ float exchange[2][rows_per_block][row_threads / 32];
-  const int thread = threadIdx.x % row_threads, lane_row = threadIdx.x / row_threads, count = a.columns / width;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * rows_per_block;
-  GainShare<T, row_threads, vectors> share;
-  share.read(a.gain, thread, count);
-  int parity = 0;
-  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * rows_per_block + lane_row; row < a.rows; row += step, parity ^= 1) {
-    Vector<T, width> x[vectors], dout[vectors], old[vectors];
-    const float r = __ldg(a.rstd + row);
-#pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      if (at >= count) continue;
-      x[v] = load_once<width>(a.x + row * a.x_stride + at * width);
-      dout[v] = load_once<width>(a.dout + row * a.dout_stride + at * width);
-      old[v] = load_once<width>(a.dx + row * a.dx_stride + at * width);
-    }
-    float product = 0.f;
-#pragma unroll
-    for (int v = 0; v < vectors; ++v)
-      if (v * row_threads + thread < count) product = share.product(v, to_floats(x[v]), to_floats(dout[v]), product);
-    const float correction = -r * r * r * row_sum<row_threads>(product, exchange[parity][lane_row]) / static_cast<float>(a.columns);
-#pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      const int at = v * row_threads + thread;
-      if (at >= count) continue;
-      Floats<width> dx = to_floats(old[v]), normed;
-      share.apply(v, to_floats(x[v]), to_floats(dout[v]), r, correction, dx, normed);
-      store(a.dx + row * a.dx_stride + at * width, to_vector<T>(dx));
-      if (a.normed) store(a.normed + row * a.normed_stride + at * width, to_vector<T>(normed));
     }
   }
   share.write(a.partials, a.columns, thread, lane_row);
@@ -218,17 +190,19 @@ __global__ __launch_bounds__(256) void norm_backward_any(NormBackward<T> a) {
   }
 }
 
-// dgain += the blocks' shares in a fixed order: 32 columns a block, 32 threads a column, each over every 32nd share.
+constexpr int gain_columns = 16;  // of a block of sum_gain_gradient
+
+// dgain += the blocks' shares in a fixed order: 64 threads a column, each over every 64th share.
 static __global__ __launch_bounds__(1024) void sum_gain_gradient(float* dgain, const float* partials, int parts, int columns) {
-  __shared__ float shares[32][33];
-  const int lane = threadIdx.x % 32, way = threadIdx.x / 32, column = static_cast<int>(blockIdx.x) * 32 + lane;
-  constexpr int at_once = 16;  // what 512 blocks leave takes one round trip
+  constexpr int ways = 1024 / gain_columns, at_once = 16;  // what 1024 blocks leave takes one round trip
+  __shared__ float shares[ways][gain_columns + 1];
+  const int lane = threadIdx.x % gain_columns, way = threadIdx.x / gain_columns, column = static_cast<int>(blockIdx.x) * gain_columns + lane;
   float share = 0.f;
-  for (int first = way; column < columns && first < parts; first += 32 * at_once) {
+  for (int first = way; column < columns && first < parts; first += ways * at_once) {
     float part[at_once];
 #pragma unroll
     for (int i = 0; i < at_once; ++i)
-      part[i] = first + 32 * i < parts ? partials[static_cast<std::int64_t>(first + 32 * i) * columns + column] : 0.f;
+      part[i] = first + ways * i < parts ? partials[static_cast<std::int64_t>(first + ways * i) * columns + column] : 0.f;
 #pragma unroll
     for (int i = 0; i < at_once; ++i) share += part[i];
   }
@@ -237,7 +211,7 @@ static __global__ __launch_bounds__(1024) void sum_gain_gradient(float* dgain, c
   if (way > 0 || column >= columns) return;
   float total = 0.f;
 #pragma unroll
-  for (int i = 0; i < 32; ++i) total += shares[i][lane];
+  for (int i = 0; i < ways; ++i) total += shares[i][lane];
   dgain[column] += total;
 }
 

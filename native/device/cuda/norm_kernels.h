@@ -1,6 +1,7 @@
-// Kernels of the RMS norm: the forward pass, and what the backward pass (norm_backward_kernels.h) shares with it. `row_threads` threads hold one row in registers, `vectors` 16-byte vectors each, vector v of thread t at index
-// v * row_threads + t, so that a warp's access is contiguous. A block is one row, or eight where a warp holds a row. Rows that do not fit, or
-// are not made of whole vectors, go through the *_any kernels: one block a row, an element at a time, and a second read that the cache answers.
+// Kernels of the RMS norm: the forward pass, and what the backward pass (norm_backward_kernels.h) shares with it. `row_threads` threads hold one
+// row in registers, `vectors` 16-byte vectors each, vector v of thread t at index v * row_threads + t, so that a warp's access is contiguous. A
+// block is one row, or eight where a warp holds a row. Rows that do not fit, or are not made of whole vectors, go through the *_any kernels: one
+// block a row, an element at a time, and a second read that the cache answers.
 #pragma once
 #include "native/device/cuda/vector_access.h"
 
@@ -28,20 +29,33 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The sum over the threads of a row, in a fixed order; every one of them gets it. `exchange` are row_threads / 32 floats of shared memory, which
-// must not be those of the call before: then one barrier a call is enough.
+// Each of `sums` values becomes its sum over the threads of a row, in a fixed order; every one of them gets it. `exchange` are
+// sums * row_threads / 32 floats of shared memory, which must not be those of the call before: then one barrier a call is enough.
+template <int row_threads, int sums>
+__device__ __forceinline__ void row_sums(float (&value)[sums], float* exchange) {
+#pragma unroll
+  for (int k = 0; k < sums; ++k) value[k] = warp_sum(value[k]);
+  if constexpr (row_threads > 32) {
+    constexpr int warps = row_threads / 32;
+    const int warp = threadIdx.x % row_threads / 32;
+#pragma unroll
+    for (int k = 0; k < sums; ++k)
+      if (threadIdx.x % 32 == 0) exchange[k * warps + warp] = value[k];
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < sums; ++k) {
+      value[k] = 0.f;
+#pragma unroll
+      for (int i = 0; i < warps; ++i) value[k] += exchange[k * warps + i];
+    }
+  }
+}
+
 template <int row_threads>
 __device__ __forceinline__ float row_sum(float value, float* exchange) {
-  value = warp_sum(value);
-  if constexpr (row_threads > 32) {
-    const int warp = threadIdx.x % row_threads / 32;
-    if (threadIdx.x % 32 == 0) exchange[warp] = value;
-    __syncthreads();
-    value = 0.f;
-#pragma unroll
-    for (int i = 0; i < row_threads / 32; ++i) value += exchange[i];
-  }
-  return value;
+  float one[1] = {value};
+  row_sums<row_threads, 1>(one, exchange);
+  return one[0];
 }
 
 __device__ __forceinline__ float reciprocal_rms(float squares, int columns, float eps) {

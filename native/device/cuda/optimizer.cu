@@ -169,9 +169,9 @@ void adamw(CudaContext& context, float* weights, void* rounded, float* first_mom
   const bool vectorized = aligned(weights, 16) && aligned(rounded, 8) && aligned(first_moment, 16) && aligned(second_moment, 16) &&
                           aligned(gradients, 16);
   in_widths(count, vectorized, [&](auto width, std::int64_t first, std::int64_t length) {
-    constexpr int vectors = 2;
+    constexpr int vectors = 1, resident = 8;
     const AdamWArrays arrays{weights + first, out ? out + first : nullptr, first_moment + first, second_moment + first, gradients + first, length};
-    adamw_update<width(), vectors, 4><<<blocks_for(length, width() * vectors * flat_threads), flat_threads, 0, context.stream()>>>(arrays, factors);
+    adamw_update<width(), vectors, resident><<<blocks_for(length, width() * vectors * flat_threads), flat_threads, 0, context.stream()>>>(arrays, factors);
     CHECK_LAUNCH("adamw");
   });
 }

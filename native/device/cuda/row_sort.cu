@@ -1,6 +1,6 @@
 // Least significant digit first radix sort, 8 bits a pass: count the digits of each tile, add up, place. A batch has some ten thousand ids of 15 or
-// 16 bits: two passes of two small launches, since each block of the placing adds up for itself while the tiles are few. Ranks come from ballots in the order of the rows, so the sort is stable and equal inputs
-// take equal paths; nothing depends on which block is first.
+// 16 bits: two passes of two small launches, since each block of the placing adds up for itself while the tiles are few. Ranks come from ballots
+// in the order of the rows, so the sort is stable and equal inputs take equal paths; nothing depends on which block is first.
 #include <utility>
 
 #include "native/device/cuda/row_sort.h"
@@ -20,7 +20,8 @@ static_assert(threads == digits, "a thread owns a digit");
 
 __device__ __forceinline__ int digit_of(std::int32_t id, int shift) { return id >> shift & (digits - 1); }
 
-// counts[digit][tile]
+// counts[digit][tile], as add_up wants them; by_tile: counts[tile][digit], which neighbouring threads read side by side.
+template <bool by_tile>
 __global__ __launch_bounds__(threads) void count_digits(std::int32_t* counts, const std::int32_t* ids, std::int64_t count, int shift) {
   __shared__ std::int32_t histogram[digits];
   histogram[threadIdx.x] = 0;
@@ -32,7 +33,9 @@ __global__ __launch_bounds__(threads) void count_digits(std::int32_t* counts, co
     if (at < count) atomicAdd(&histogram[digit_of(ids[at], shift)], 1);  // integers: any order gives the same
   }
   __syncthreads();
-  counts[static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x] = histogram[threadIdx.x];
+  const std::int64_t place = by_tile ? static_cast<std::int64_t>(blockIdx.x) * digits + threadIdx.x
+                                     : static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x;
+  counts[place] = histogram[threadIdx.x];
 }
 
 // Exclusive prefix sums in place, by one block.
@@ -71,15 +74,14 @@ __global__ __launch_bounds__(1024) void add_up(std::int32_t* counts, std::int64_
   }
 }
 
-// Where the first of this block's rows with the digit threadIdx.x goes, from the counts of all tiles.
+// Where the first of this block's rows with the digit threadIdx.x goes, from the counts of all tiles, by tile.
 __device__ __forceinline__ std::int32_t start_of_digit(const std::int32_t* counts) {
   __shared__ std::int32_t warp_totals[warps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const std::int32_t* own = counts + static_cast<std::int64_t>(threadIdx.x) * gridDim.x;
   std::int32_t before = 0, total = 0;
-#pragma unroll 8
+#pragma unroll 16
   for (unsigned t = 0; t < gridDim.x; ++t) {
-    const std::int32_t number = own[t];
+    const std::int32_t number = __ldg(counts + t * digits + threadIdx.x);
     total += number;
     before += t < blockIdx.x ? number : 0;
   }
@@ -95,7 +97,7 @@ __device__ __forceinline__ std::int32_t start_of_digit(const std::int32_t* count
   return sum - total + before;
 }
 
-// rows_in null: the rows are 0, 1, 2, … counted: `starts` holds the digits' counts still.
+// rows_in null: the rows are 0, 1, 2, … counted: `starts` holds the digits' counts by tile still.
 template <bool counted>
 __global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int32_t* rows_out, const std::int32_t* ids_in,
                                                  const std::int32_t* rows_in, const std::int32_t* starts, std::int64_t count, int shift) {
@@ -154,11 +156,13 @@ SortedRows sort_rows(CudaContext& context, const std::int32_t* ids, std::int64_t
   const std::int32_t *ids_in = ids, *rows_in = nullptr;
   int shift = 0;
   do {
-    count_digits<<<tiles, threads, 0, context.stream()>>>(counts, ids_in, count, shift);
-    CHECK_LAUNCH("sort_rows");
     if (tiles <= few_tiles) {
+      count_digits<true><<<tiles, threads, 0, context.stream()>>>(counts, ids_in, count, shift);
+      CHECK_LAUNCH("sort_rows");
       place<true><<<tiles, threads, 0, context.stream()>>>(ids_out, rows_out, ids_in, rows_in, counts, count, shift);
     } else {
+      count_digits<false><<<tiles, threads, 0, context.stream()>>>(counts, ids_in, count, shift);
+      CHECK_LAUNCH("sort_rows");
       add_up<<<1, 1024, 0, context.stream()>>>(counts, static_cast<std::int64_t>(tiles) * digits);
       CHECK_LAUNCH("sort_rows");
       place<false><<<tiles, threads, 0, context.stream()>>>(ids_out, rows_out, ids_in, rows_in, counts, count, shift);

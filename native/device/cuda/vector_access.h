@@ -68,18 +68,6 @@ __device__ __forceinline__ void store_once(T* address, const Vector<T, width>& v
   __stcs(reinterpret_cast<Word*>(address), reinterpret_cast<const Word&>(vector));
 }
 
-// 16 bytes from global to shared memory, without registers between. What a thread has asked for up to close_copies() is one group; after
-// wait_for_copies<newer>() all its groups but the `newer` last ones have arrived and may be read by that thread.
-__device__ __forceinline__ void copy_ahead(void* shared, const void* global) {
-  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
-}
-__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-template <int newer>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(newer) : "memory");
-}
-
 // fp32 parameters such as gains and tables, in 16-byte pieces where width is a multiple of 4.
 template <int width>
 __device__ __forceinline__ Floats<width> load_floats(const float* address) {
@@ -131,6 +119,28 @@ __device__ __forceinline__ Vector<T, width> to_vector(const Floats<width>& value
   }
   return result;
 }
+
+// 16 bytes as they lie in memory. What waits in registers between two uses waits in four of them: the 2-byte lanes of a Vector would take one each.
+__device__ __forceinline__ uint4 load_packed_once(const void* address) { return __ldcs(static_cast<const uint4*>(address)); }
+
+template <class T>
+__device__ __forceinline__ Floats<full_width<T>> unpack(const uint4& packed) {
+  const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
+  Floats<full_width<T>> result;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      result.lane[i] = __uint_as_float(words[i]);
+    } else {  // a bf16 is the upper half of a float
+      result.lane[2 * i] = __uint_as_float(words[i] << 16);
+      result.lane[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+  return result;
+}
+
+// From here on the compiler knows nothing of the value: it unpacks it anew, instead of keeping an earlier use's floats in registers.
+__device__ __forceinline__ void forget(uint4& packed) { asm volatile("" : "+r"(packed.x), "+r"(packed.y), "+r"(packed.z), "+r"(packed.w)); }
 
 template <class T>
 T* data_of(const Tensor& tensor) {

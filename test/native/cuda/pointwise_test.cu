@@ -374,8 +374,9 @@ void run(std::uint64_t seed, bool small) {
   bench.random.seed(seed);
   std::printf("%s, seed %llu\n", bench.context.properties().name, static_cast<unsigned long long>(seed));
   for (const DataType type : {DataType::f32, DataType::bf16}) {
-    for (const NormCase& c : {NormCase{1, 1, 0, 0}, {3, 31, 0, 0}, {9, 64, 0, 0}, {5000, 256, 0, 0}, {7, 104, 24, 0}, {5, 2048, 0, 1}, {700, 2048, 0, 0},
-                              {1500, 1024, 8, 0}, {40, 4096, 0, 0}, {9, 8192, 0, 0}, {6, 8191, 1, 0}, {3, 70000, 0, 0}, {1100, 17, 3, 0}})
+    // Up to width 4096 more rows than blocks stay on an H200, so that blocks go on to a second row.
+    for (const NormCase& c : {NormCase{1, 1, 0, 0}, {3, 31, 0, 0}, {9, 64, 0, 0}, {5000, 256, 0, 0}, {7, 104, 24, 0}, {5, 2048, 0, 1}, {2000, 2048, 0, 0},
+                              {2000, 1024, 8, 0}, {450, 4096, 0, 0}, {9, 8192, 0, 0}, {6, 8191, 1, 0}, {3, 70000, 0, 0}, {1100, 17, 3, 0}})
       for (const double scale : {1.0, 30.0})
         if (c.rows * c.columns <= largest) test_norm(bench, type, c, scale);
     for (const RotaryCase& c : {RotaryCase{{2, 37, 32, 4, 64}, 0}, {{3, 5, 3, 1, 10}, 0}, {{1, 64, 7, 1, 128}, 16}, {{2, 9, 2, 2, 2}, 3}, {{1, 3, 64, 64, 32}, 0}})
