@@ -116,6 +116,9 @@ class Bench {
   bench.forward("wgmma forward <" #__VA_ARGS__ ">", [&](const InputSet& s, const ForwardArguments&) { \
     launch_forward_wgmma<__VA_ARGS__>(context, s.out, s.lse, s.qkv, shape, nullptr);          \
   })
+#define GROUP_BACKWARD(wave, ...)                          \
+  bench.backward("wgmma backward <" #__VA_ARGS__ "> wave " #wave, \
+                 [&](const InputSet&, const BackwardOperands& o) { launch_backward_wgmma<__VA_ARGS__>(context, o, wave); })
 #define BACKWARD(wave, ...) \
   bench.backward("backward <" #__VA_ARGS__ "> wave " #wave, \
                  [&](const InputSet&, const BackwardOperands& o) { launch_backward_mma<__VA_ARGS__>(context, o, wave); })
@@ -141,6 +144,12 @@ void head_size_64(CudaContext& context, AttentionShape shape) {
     GROUP_FORWARD(64, 2, 128, 2, 2, false, false, false);
     GROUP_FORWARD(64, 2, 64, 3, 2, false, true, false);
     GROUP_FORWARD(64, 2, 64, 3, 2, false, false, false);
+    // <stages, warp-groups that sum dQ>
+    GROUP_BACKWARD(all_groups, 3, 2);
+    GROUP_BACKWARD(all_groups, 2, 2);
+    GROUP_BACKWARD(all_groups, 4, 2);
+    GROUP_BACKWARD(all_groups, 3, 1);
+    GROUP_BACKWARD(9, 3, 2);
   }
   // <head size, warps, 16-row tiles per warp, keys, stages, blocks per multiprocessor>
   FORWARD(64, 4, 2, 64, 3, 2);

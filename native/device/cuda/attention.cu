@@ -31,8 +31,9 @@ void attention_backward(CudaContext& context, const Tensor& dqkv, const Tensor& 
   check(qkv, out, shape);
   check(dqkv, dout, shape);
   if (qkv.rows == 0) return;
-  const bool fast = attention_mma_supports(qkv, out, shape) && attention_mma_supports(dqkv, dout, shape);
-  const auto run = fast ? attention_mma_backward : attention_plain_backward;
+  auto* run = attention_plain_backward;
+  if (attention_mma_supports(qkv, out, shape) && attention_mma_supports(dqkv, dout, shape))
+    run = shape.head_size == 64 && attention_wgmma_available(context) ? attention_wgmma_backward : attention_mma_backward;
   run(context, dqkv, dout, qkv, out, lse, shape, first_keys);
 }
 

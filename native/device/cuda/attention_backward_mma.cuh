@@ -20,7 +20,7 @@ namespace tinyllama::cuda {
 struct BackwardArguments {
   const __nv_bfloat16 *qkv, *dout;
   __nv_bfloat16* dqkv;
-  const float* statistics;         // (B,H,T,2): log2 of the softmax sum, and rowsum(dO·O)
+  const float* statistics;         // log2 of the softmax sum, and rowsum(dO·O); laid out as attention_backward_rows says
   const std::int32_t* first_keys;  // may be null
   const int2* first_key_bounds;    // lowest and highest first key of each sequence's query tiles; null with first_keys
   float* dq_sums;                  // query tiles of QT * S values, (B, H, tiles)
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(con
 }
 
 // What the backward needs of each row: delta = rowsum(dO·O) and the sums' log2. S / 8 lanes per row of a head, 16-byte loads.
-// Bytes moved: dO and O once.
+// TILE 0: statistics (B, H, T, 2). Otherwise (B, H, tiles, 2, TILE), with zeros behind the end. Bytes moved: dO and O once.
 struct RowArguments {
   const __nv_bfloat16 *out, *dout;
   const float* lse;
@@ -332,15 +332,24 @@ struct RowArguments {
   int out_stride, dout_stride, batch, length, heads;
 };
 
-template <int S>
+// Rows of a sequence for which there are statistics.
+template <int TILE>
+__host__ __device__ constexpr int padded_length(int length) {
+  if constexpr (TILE == 0) return length;
+  else return (length + TILE - 1) / TILE * TILE;
+}
+
+template <int S, int TILE = 0>
 __global__ void __launch_bounds__(256) attention_backward_rows(const RowArguments arguments) {
   constexpr int lanes = S / 8;
-  const std::int64_t unit = (static_cast<std::int64_t>(blockIdx.x) * 256 + threadIdx.x) / lanes;  // (row, head)
-  const std::int64_t row = unit / arguments.heads;
-  const int head = static_cast<int>(unit % arguments.heads), lane = static_cast<int>(threadIdx.x) % lanes;
-  const bool valid = row < static_cast<std::int64_t>(arguments.batch) * arguments.length;
+  const int length = arguments.length, heads = arguments.heads, rows = padded_length<TILE>(length);
+  const std::int64_t unit = (static_cast<std::int64_t>(blockIdx.x) * 256 + threadIdx.x) / lanes;  // (sequence, row, head)
+  const int head = static_cast<int>(unit % heads), lane = static_cast<int>(threadIdx.x) % lanes;
+  const int batch = static_cast<int>(unit / heads / rows), local = static_cast<int>(unit / heads % rows);
+  const bool valid = batch < arguments.batch && local < length;
   float sum = 0.f;
   if (valid) {
+    const std::int64_t row = static_cast<std::int64_t>(batch) * length + local;
     const uint4 a = *reinterpret_cast<const uint4*>(arguments.out + row * arguments.out_stride + head * S + lane * 8);
     const uint4 b = *reinterpret_cast<const uint4*>(arguments.dout + row * arguments.dout_stride + head * S + lane * 8);
     const std::uint32_t left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
@@ -352,9 +361,14 @@ __global__ void __launch_bounds__(256) attention_backward_rows(const RowArgument
   }
 #pragma unroll
   for (int offset = 1; offset < lanes; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  if (valid && lane == 0) {
-    const std::int64_t index = (row / arguments.length * arguments.heads + head) * arguments.length + row % arguments.length;
-    reinterpret_cast<float2*>(arguments.statistics)[index] = make_float2(arguments.lse[index] * log2_e, sum);
+  if (batch >= arguments.batch || lane != 0) return;
+  const std::int64_t column = static_cast<std::int64_t>(batch) * heads + head;
+  const float lse2 = valid ? arguments.lse[column * length + local] * log2_e : 0.f;
+  if constexpr (TILE == 0) {
+    reinterpret_cast<float2*>(arguments.statistics)[column * length + local] = make_float2(lse2, sum);
+  } else {
+    float* target = arguments.statistics + (column * (rows / TILE) + local / TILE) * (2 * TILE) + local % TILE;
+    target[0] = lse2, target[TILE] = sum;
   }
 }
 

@@ -53,7 +53,7 @@ struct BackwardScratch {
     turns = 0;
     bounds = turns + turns_bytes;
     statistics = bounds + up(static_cast<std::size_t>(shape.batch) * tiles * sizeof(int2));
-    dq_sums = statistics + up(heads * static_cast<std::size_t>(shape.length) * sizeof(float2));
+    dq_sums = statistics + up(heads * tiles * static_cast<std::size_t>(query_rows) * sizeof(float2));
     bytes = dq_sums + heads * tiles * static_cast<std::size_t>(query_rows * size) * sizeof(float);
   }
 };
@@ -65,8 +65,8 @@ struct BackwardOperands {
   const std::int32_t* first_keys;
 };
 
-// Row sums, first keys of the query tiles and zeroed turns.
-template <int S, int QT>
+// Row sums, first keys of the query tiles and zeroed turns. TILE: how the statistics are laid out.
+template <int S, int QT, int TILE = 0>
 void prepare_backward(CudaContext& context, std::byte* scratch, const BackwardScratch& layout, const BackwardOperands& operands) {
   const AttentionShape& shape = operands.shape;
   CHECK_CUDA(cudaMemsetAsync(scratch + layout.turns, 0, layout.turns_bytes, context.stream()));
@@ -79,8 +79,8 @@ void prepare_backward(CudaContext& context, std::byte* scratch, const BackwardSc
                           .batch = static_cast<int>(shape.batch),
                           .length = static_cast<int>(shape.length),
                           .heads = static_cast<int>(shape.heads)};
-  const std::int64_t threads = shape.batch * shape.length * shape.heads * (S / 8);
-  attention_backward_rows<S><<<static_cast<unsigned>((threads + 255) / 256), 256, 0, context.stream()>>>(rows);
+  const std::int64_t threads = shape.batch * padded_length<TILE>(static_cast<int>(shape.length)) * shape.heads * (S / 8);
+  attention_backward_rows<S, TILE><<<static_cast<unsigned>((threads + 255) / 256), 256, 0, context.stream()>>>(rows);
   CHECK_LAUNCH("attention_backward_rows");
   if (operands.first_keys == nullptr) return;
   const dim3 tiles(static_cast<unsigned>((shape.length + QT - 1) / QT), static_cast<unsigned>(shape.batch));

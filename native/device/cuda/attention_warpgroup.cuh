@@ -117,6 +117,13 @@ __device__ __forceinline__ void copy_panel(std::uint32_t shared, const void* map
                : "memory");
 }
 
+// `bytes` from global memory, both 16-byte aligned and a multiple of 16.
+__device__ __forceinline__ void copy_bytes(std::uint32_t shared, const void* global, int bytes, std::uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared), "l"(global), "r"(bytes),
+               "r"(barrier)
+               : "memory");
+}
+
 // Adds one to a counter in shared memory and gives what it was, after this thread's earlier accesses.
 __device__ __forceinline__ int count_shared(std::uint32_t address) {
   int before;

@@ -23,4 +23,10 @@ void attention_wgmma_forward(CudaContext& context, const Tensor& out, float* lse
     launch_forward_wgmma<128, 2, 128, 2, 1, true, true, true>(context, out, lse, qkv, shape, first_keys);
 }
 
+void attention_wgmma_backward(CudaContext& context, const Tensor& dqkv, const Tensor& dout, const Tensor& qkv, const Tensor& out,
+                              const float* lse, const AttentionShape& shape, const std::int32_t* first_keys) {
+  require(shape.head_size == 64, "attention: the warp-group backward is for head size 64");
+  launch_backward_wgmma<3, 2>(context, BackwardOperands{dqkv, dout, qkv, out, lse, shape, first_keys});
+}
+
 }  // namespace tinyllama::cuda

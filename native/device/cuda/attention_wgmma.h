@@ -13,5 +13,8 @@ namespace tinyllama::cuda {
 bool attention_wgmma_available(const CudaContext& context);
 void attention_wgmma_forward(CudaContext& context, const Tensor& out, float* lse, const Tensor& qkv, const AttentionShape& shape,
                              const std::int32_t* first_keys);
+// Head size 64 only so far.
+void attention_wgmma_backward(CudaContext& context, const Tensor& dqkv, const Tensor& dout, const Tensor& qkv, const Tensor& out,
+                              const float* lse, const AttentionShape& shape, const std::int32_t* first_keys);
 
 }  // namespace tinyllama::cuda

@@ -2,6 +2,7 @@
 #pragma once
 #include <cudaTypedefs.h>
 
+#include "native/device/cuda/attention_backward_wgmma.cuh"
 #include "native/device/cuda/attention_forward_wgmma.cuh"
 #include "native/device/cuda/attention_mma_launch.cuh"
 
@@ -44,6 +45,25 @@ void launch_forward_wgmma(CudaContext& context, const Tensor& out, float* lse, c
   kernel<<<static_cast<unsigned>(blocks), Layout::threads, Layout::bytes, context.stream()>>>(arguments, panel_map(qkv, shape, Layout::query_rows),
                                                                                             panel_map(qkv, shape, KT));
   CHECK_LAUNCH("attention_forward_wgmma");
+}
+
+// Head size 64. wave: how many groups' key tiles are started together.
+template <int STAGES, int SUMMERS>
+void launch_backward_wgmma(CudaContext& context, const BackwardOperands& operands, int wave = all_groups) {
+  using Layout = GroupBackwardLayout<STAGES, SUMMERS>;
+  constexpr int S = GroupBackward::S, QT = GroupBackward::QT, KT = GroupBackward::KT;
+  const auto kernel = attention_backward_wgmma<STAGES, SUMMERS>;
+  allow_shared_memory(kernel, Layout::bytes);
+  const AttentionShape& shape = operands.shape;
+  const BackwardScratch layout(shape, QT, S, GroupBackward::turns_per_tile);
+  auto* scratch = static_cast<std::byte*>(context.scratch(layout.bytes));
+  prepare_backward<S, QT, QT>(context, scratch, layout, operands);
+  const std::int64_t key_tiles = (shape.length + KT - 1) / KT, groups = shape.batch * shape.kv_heads;
+  wave = static_cast<int>(wave > groups ? groups : wave);
+  kernel<<<static_cast<unsigned>(groups * key_tiles), Layout::threads, Layout::bytes, context.stream()>>>(
+      backward_arguments(scratch, layout, operands, wave), panel_map(operands.qkv, shape, KT), panel_map(operands.qkv, shape, QT),
+      panel_map(operands.dout, shape, QT));
+  CHECK_LAUNCH("attention_backward_wgmma");
 }
 
 }  // namespace tinyllama::cuda
