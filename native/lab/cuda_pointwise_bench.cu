@@ -15,7 +15,6 @@
 #include "native/device/cuda/optimizer_kernels.h"
 #include "native/device/cuda/pointwise.h"
 #include "native/device/cuda/row_sort.h"
-#include "native/lab/norm_backward_queue.h"
 
 namespace tinyllama {
 namespace {
@@ -223,18 +222,6 @@ void time_norm_backward_rows(CudaContext& context, Report& report, const std::ve
                      });
 }
 
-template <int row_threads, int vectors, int stages, int resident>
-void time_norm_backward_queue(CudaContext& context, Report& report, const std::vector<cuda::NormBackward<Half>>& arguments, float* dgain, double bytes) {
-  constexpr int memory = cuda::norm_queue_bytes<Half, row_threads, vectors, stages>;
-  auto* kernel = cuda::norm_backward_queue<Half, row_threads, vectors, stages, resident>;
-  CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory));
-  time_norm_backward(context, report,
-                     "  queue <" + std::to_string(row_threads) + ", " + std::to_string(vectors) + ", " + std::to_string(stages) + " stages, " +
-                         std::to_string(resident) + " resident>",
-                     arguments, dgain, bytes, resident, [&](const cuda::NormBackward<Half>& a, unsigned parts) {
-                       kernel<<<parts, cuda::block_threads<row_threads>, memory, context.stream()>>>(a);
-                     });
-}
 
 // The variants, and the second pass alone, with the bytes of the whole.
 void time_norm_backward_variants(CudaContext& context, Report& report, const std::vector<cuda::NormBackward<Half>>& arguments, float* dgain, double bytes) {
@@ -247,10 +234,6 @@ void time_norm_backward_variants(CudaContext& context, Report& report, const std
   time_norm_backward_rows<128, 2, 1, 7, Gain::cached>(context, report, arguments, dgain, bytes);
   time_norm_backward_rows<64, 4, 1, 8, Gain::cached>(context, report, arguments, dgain, bytes);
   time_norm_backward_rows<32, 8, 1, 1, Gain::cached>(context, report, arguments, dgain, bytes);
-  time_norm_backward_queue<256, 1, 3, 4>(context, report, arguments, dgain, bytes);
-  time_norm_backward_queue<256, 1, 3, 3>(context, report, arguments, dgain, bytes);
-  time_norm_backward_queue<256, 1, 2, 4>(context, report, arguments, dgain, bytes);
-  time_norm_backward_queue<128, 2, 2, 6>(context, report, arguments, dgain, bytes);
   const int parts = 7 * context.multiprocessors();
   auto* partials = static_cast<float*>(context.scratch(static_cast<std::size_t>(parts) * width * sizeof(float)));
   report.time("  sum_gain_gradient alone", bytes, false, [&](int) {
