@@ -108,14 +108,21 @@ export const overhead = Effect.fn("bench.overhead")(function* (options: { readon
   const repeats = options.quick ? 3 : 5
   // It takes half a second for each.
   const rules = 20
-  const [many, nine, peer, snakes] = [newFolder(), newFolder(), newFolder(), newFolder()]
+  const [many, nine] = [newFolder(), newFolder()]
+  const peers: Array<Folder> = []
+  const emptyPeer = (name: string, text: string): Folder => {
+    const folder = newFolder()
+    folder.write(name, text)
+    peers.push(folder)
+    return folder
+  }
+  let peer = emptyPeer("Makefile", makefileOf(stages))
+  let snakes = emptyPeer("Snakefile", snakefileOf(rules))
   try {
     for (const folder of [many, nine]) folder.write("noop.ts", noop)
     many.write("pipeline.yaml", pipelineOf(stages))
     nine.write("pipeline.yaml", pipelineOf(9))
-    peer.write("Makefile", makefileOf(stages))
-    snakes.write("Snakefile", snakefileOf(rules))
-    // Each time into a new folder: ext4 finds room for new files slowly for half a minute after many were deleted.
+    // Each time, peers too, into a new folder: ext4 finds room for new files slowly for half a minute after many were deleted.
     let round = 0
     const runs = () => `--runs=runs-${round}`
     tinyllama(nine, "run")
@@ -133,14 +140,14 @@ export const overhead = Effect.fn("bench.overhead")(function* (options: { readon
       runCached: () => tinyllama(many, "run", "--json", runs()),
       nineCached: () => tinyllama(nine, "run", "--json"),
       make: () => {
-        millis("sh", ["-c", "rm -f s*"], peer.path)
+        peer = emptyPeer("Makefile", makefileOf(stages))
         return millis("make", ["-s", "-j2"], peer.path)
       },
       makeFresh: () => millis("make", ["-s", "-j2"], peer.path),
       ...(snakemake
         ? {
             snakemake: () => {
-              millis("sh", ["-c", "rm -rf *.txt .snakemake"], snakes.path)
+              snakes = emptyPeer("Snakefile", snakefileOf(rules))
               return millis("snakemake", cores, snakes.path)
             },
             snakemakeFresh: () => millis("snakemake", cores, snakes.path),
@@ -179,7 +186,7 @@ export const overhead = Effect.fn("bench.overhead")(function* (options: { readon
     yield* Console.log(textOf(results, options.quick))
     return results
   } finally {
-    for (const folder of [many, nine, peer, snakes]) rmSync(folder.path, { recursive: true, force: true })
+    for (const folder of [many, nine, ...peers]) rmSync(folder.path, { recursive: true, force: true })
   }
 })
 
