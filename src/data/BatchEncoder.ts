@@ -98,31 +98,43 @@ export class BatchEncoder {
     this.#now = new Gathered(this.#buffer)
     const places = Uint32Array.from(ranges)
     const whole = documents.every(({ first, last }) => first && last)
-    const encoded: Effect.Effect<EncodedBatch> = whole
+    const encoded = whole
       ? this.#tokenizer.encodeRanges(text, places, this.#options)
-      : Effect.sync(() => this.#withParts(text, places, documents))
+      : this.#withParts(text, places, documents)
     return Effect.map(encoded, (batch) => ({ entries, encoded: batch }))
   }
 
-  /** Parts of long documents differ in what goes around them. */
-  #withParts(text: Uint8Array, ranges: Uint32Array, documents: ReadonlyArray<DocumentItem>): EncodedBatch {
-    const { addBos, addEos } = this.#options
+  /** Parts of long documents differ in what goes around them; most batches of them are one part. */
+  #withParts(
+    text: Uint8Array,
+    ranges: Uint32Array,
+    documents: ReadonlyArray<DocumentItem>
+  ): Effect.Effect<EncodedBatch> {
+    const { addBos, addEos, threads } = this.#options
     const { dummyPrefix } = this.#tokenizer.vocabulary
-    const all = documents.map(({ first, last }, i) =>
-      this.#tokenizer.encode(text.subarray(ranges[2 * i], ranges[2 * i + 1]), {
+    const parts = Effect.forEach(documents, ({ first, last }, i) =>
+      this.#tokenizer.encodeRanges(text, ranges.slice(2 * i, 2 * i + 2), {
         addBos: addBos && first,
         addEos: addEos && last,
-        dummyPrefix: dummyPrefix && first
+        dummyPrefix: dummyPrefix && first,
+        threads
       })
     )
-    const ids = new Uint32Array(all.reduce((sum, { length }) => sum + length, 0))
-    const offsets = new Uint32Array(all.length + 1)
-    for (const [i, part] of all.entries()) {
-      ids.set(part, offsets[i])
-      offsets[i + 1] = (offsets[i] ?? 0) + part.length
-    }
-    return { ids, offsets }
+    return Effect.map(parts, joined)
   }
+}
+
+/** The batches, at least one, as one. */
+const joined = (batches: ReadonlyArray<EncodedBatch>): EncodedBatch => {
+  const [only] = batches
+  if (only !== undefined && batches.length === 1) return only
+  const ids = new Uint32Array(batches.reduce((sum, batch) => sum + batch.ids.length, 0))
+  const offsets = new Uint32Array(batches.length + 1)
+  for (const [i, batch] of batches.entries()) {
+    ids.set(batch.ids, offsets[i])
+    offsets[i + 1] = (offsets[i] ?? 0) + batch.ids.length
+  }
+  return { ids, offsets }
 }
 
 const textBytes = (items: ItemBatch["items"]): number =>

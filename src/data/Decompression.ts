@@ -80,10 +80,20 @@ async function* decompressed(file: string, size: number, kind: "gzip" | "zstd"):
   }
 }
 
+/** Two buffers take turns: while one is given out, the other is read to. */
 async function* plain(file: string, start: number): AsyncGenerator<Piece> {
+  await using handle = await open(file, "r")
+  const buffers = [Buffer.allocUnsafe(pieceBytes), Buffer.allocUnsafe(pieceBytes)] as const
   let consumed = start
-  for await (const bytes of createReadStream(file, { start, highWaterMark: pieceBytes }) as AsyncIterable<Buffer>)
-    yield { bytes, consumed: (consumed += bytes.length) }
+  let reading = handle.read(buffers[0], 0, pieceBytes, consumed)
+  for (let turn = 1; ; turn = 1 - turn) {
+    const { buffer, bytesRead } = await reading
+    if (bytesRead === 0) return
+    consumed += bytesRead
+    reading = handle.read(turn === 0 ? buffers[0] : buffers[1], 0, pieceBytes, consumed)
+    reading.catch(() => undefined) // it is heard of when the next piece is asked for, if one is
+    yield { bytes: buffer.subarray(0, bytesRead), consumed }
+  }
 }
 
 /** The text of `file` from byte `start` of it on. Fails with BrokenStream, or with an error of the file system. */

@@ -1,6 +1,6 @@
 /**
  * Documents of token shards by number, read from the files as they are asked for: memory does not grow with the corpus. Of each document one bit is kept,
- * whether it is held out for validation.
+ * whether it is held out for validation, and of the first ones of a source where they lie.
  */
 import { closeSync, openSync, readSync } from "node:fs"
 import type { ShardRows, TokenArray } from "./TokenShards.ts"
@@ -8,10 +8,25 @@ import type { ShardRows, TokenArray } from "./TokenShards.ts"
 /** Open files at a time. */
 const mostOpen = 256
 
+/** Bytes of documents' offsets that one source keeps in memory; of a larger one, the rest is read for each document. */
+const mostOffsets = 2 ** 22
+
 /** Files of one source that stay open between reads, those used last. Calls throw file system errors. */
 export class FilePool {
   readonly #open = new Map<string, number>()
   #buffer = new Uint8Array(1 << 16)
+  #offsetsLeft: number
+
+  constructor(mostOffsetBytes = mostOffsets) {
+    this.#offsetsLeft = mostOffsetBytes
+  }
+
+  /** The offsets, copied, while there is room for them. */
+  keptOffsets(offsets: Int32Array): Int32Array | undefined {
+    if (offsets.byteLength > this.#offsetsLeft) return undefined
+    this.#offsetsLeft -= offsets.byteLength
+    return offsets.slice()
+  }
 
   /** Room for a document; the next call may give the same. */
   buffer(bytes: number): Uint8Array<ArrayBuffer> {
@@ -74,7 +89,9 @@ export const rowsInFile = (pool: FilePool, file: string, shard: ShardRows): Docu
   // No function below refers to the shard itself: its columns, and with them the whole file, are free once it was checked.
   const range = new Int32Array(2)
   const rangeBytes = new Uint8Array(range.buffer)
+  const kept = pool.keptOffsets(shard.offsets)
   const rangeOf = (row: number): readonly [number, number] => {
+    if (kept !== undefined) return [kept[row] ?? 0, kept[row + 1] ?? 0]
     pool.read(file, rangeBytes, offsetsAt + row * 4)
     return [range[0] ?? 0, range[1] ?? 0]
   }
