@@ -26,6 +26,9 @@ export const batchOf = (
     makeData({ type: new Struct<TypeMap>(schema.fields), length, nullCount: 0, children: [...columns] })
   )
 
+/** Bytes that are hashed at a time: a tokenizer that is done with its batch waits for the JavaScript thread under a millisecond. */
+const sliceBytes = 2 ** 20
+
 /** One write call at the file's position; gives how many bytes it took. */
 const writePiece = (descriptor: number, piece: Uint8Array, at: number): Promise<number> =>
   new Promise((resolve, reject) =>
@@ -33,6 +36,10 @@ const writePiece = (descriptor: number, piece: Uint8Array, at: number): Promise<
       error === null ? resolve(count) : reject(error)
     )
   )
+
+const writeAll = async (descriptor: number, bytes: Uint8Array): Promise<void> => {
+  for (let at = 0; at < bytes.length;) at += await writePiece(descriptor, bytes, at)
+}
 
 export interface Written {
   readonly bytes: number
@@ -58,7 +65,12 @@ export const openWriter = ({ AsyncByteQueue, RecordBatchFileWriter }: Arrow, fil
   const put = async (piece: Uint8Array): Promise<void> => {
     if (failed !== undefined) return
     try {
-      for (let at = 0; at < piece.length;) at += await writePiece(descriptor, piece, at)
+      for (let at = 0; at < piece.length; at += sliceBytes) {
+        const slice = piece.subarray(at, at + sliceBytes)
+        const writing = writeAll(descriptor, slice)
+        hash.update(slice)
+        await writing
+      }
     } catch (cause) {
       failed = { cause }
     }
@@ -68,7 +80,6 @@ export const openWriter = ({ AsyncByteQueue, RecordBatchFileWriter }: Arrow, fil
       const piece = ArrayBuffer.isView(chunk)
         ? new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength)
         : new Uint8Array(chunk)
-      hash.update(piece)
       bytes += piece.length
       pending = pending.then(() => put(piece))
     }
