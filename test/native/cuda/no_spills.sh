@@ -4,7 +4,7 @@
 set -eu
 source=$1 nvcc=${2:-} architecture=${3:-sm_90a}
 if [ -z "$nvcc" ]; then
-  echo "skipped: no nvcc, or the CUDA engine is switched off (TINYLLAMA_CUDA)"
+  echo "skipped: there is no nvcc"
   exit 77
 fi
 folder=$(mktemp -d)
