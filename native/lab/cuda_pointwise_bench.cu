@@ -389,7 +389,7 @@ void time_embedding(CudaContext& context, Report& report, Pool& pool, std::int64
 
 template <int vectors, int resident>
 void time_adamw(CudaContext& context, Report& report, const cuda::AdamWArrays& arrays) {
-  const cuda::AdamWFactors factors{0.5f, 0.9f, 0.95f, 1 - 4e-5f, 4e-4f, 1.2f, 1e-8f};
+  const AdamWFactors factors{0.5f, 0.9f, 0.95f, 1 - 4e-5f, 4e-4f, 1.2f, 1e-8f};
   report.time("  adamw <" + std::to_string(vectors) + " vectors, " + std::to_string(resident) + " resident>", 34.0 * static_cast<double>(arrays.count), false,
               [&](int) {
                 cuda::adamw_update<4, vectors, resident>

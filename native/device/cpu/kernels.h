@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "native/device/adamw_factors.h"
+
 namespace tinyllama {
 
 // out(rows, columns) (+)= left · right, one block of a larger product, with a depth short enough for the caches (gemm_depth).
@@ -21,10 +23,6 @@ struct GemmBlock {
   float* out;
   std::int64_t out_stride;
   bool accumulate;
-};
-
-struct AdamWFactors {
-  float gradient_scale, beta1, beta2, decay, step_size, root_correction, epsilon;
 };
 
 struct Kernels {

@@ -135,16 +135,7 @@ double squared_norm(CpuContext& context, const float* values, std::int64_t count
 
 void adamw(CpuContext& context, float* weights, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
            const AdamWArguments& arguments) {
-  const double rate = static_cast<double>(arguments.learning_rate), step = static_cast<double>(arguments.step);
-  const double correction1 = 1.0 - std::pow(static_cast<double>(arguments.beta1), step);
-  const double correction2 = 1.0 - std::pow(static_cast<double>(arguments.beta2), step);
-  const AdamWFactors factors{.gradient_scale = arguments.gradient_scale,
-                             .beta1 = arguments.beta1,
-                             .beta2 = arguments.beta2,
-                             .decay = static_cast<float>(1.0 - rate * static_cast<double>(arguments.weight_decay)),
-                             .step_size = static_cast<float>(rate / correction1),
-                             .root_correction = static_cast<float>(1.0 / std::sqrt(correction2)),
-                             .epsilon = arguments.epsilon};
+  const AdamWFactors factors = adamw_factors(arguments);
   for_blocks(context, count, [&](std::int64_t first, std::int64_t length) {
     context.kernels.adamw(weights + first, first_moment + first, second_moment + first, gradients + first, length, factors);
   });

@@ -1,5 +1,4 @@
 // AdamW, the gradient's norm, and additions and roundings over flat arrays.
-#include <cmath>
 #include <type_traits>
 
 #include "native/device/cuda/optimizer_kernels.h"
@@ -155,16 +154,7 @@ double squared_norm(CudaContext& context, const float* values, std::int64_t coun
 
 void adamw(CudaContext& context, float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients,
            std::int64_t count, const AdamWArguments& arguments) {
-  const double rate = static_cast<double>(arguments.learning_rate), step = static_cast<double>(arguments.step);
-  const double correction1 = 1.0 - std::pow(static_cast<double>(arguments.beta1), step);
-  const double correction2 = 1.0 - std::pow(static_cast<double>(arguments.beta2), step);
-  const AdamWFactors factors{.gradient_scale = arguments.gradient_scale,
-                             .beta1 = arguments.beta1,
-                             .beta2 = arguments.beta2,
-                             .decay = static_cast<float>(1.0 - rate * static_cast<double>(arguments.weight_decay)),
-                             .step_size = static_cast<float>(rate / correction1),
-                             .root_correction = static_cast<float>(1.0 / std::sqrt(correction2)),
-                             .epsilon = arguments.epsilon};
+  const AdamWFactors factors = adamw_factors(arguments);
   auto* out = static_cast<__nv_bfloat16*>(rounded);
   const bool vectorized = aligned(weights, 16) && aligned(rounded, 8) && aligned(first_moment, 16) && aligned(second_moment, 16) &&
                           aligned(gradients, 16);

@@ -2,15 +2,12 @@
 // where addresses allow it), a block's threads side by side: a block owns threads * vectors * width neighbouring elements of each array, and all
 // its loads are issued before the first is used.
 #pragma once
+#include "native/device/adamw_factors.h"
 #include "native/device/cuda/vector_access.h"
 
 namespace tinyllama::cuda {
 
 constexpr int flat_threads = 256;
-
-struct AdamWFactors {
-  float gradient_scale, beta1, beta2, decay, step_size, root_correction, epsilon;
-};
 
 struct AdamWArrays {
   float* weights;
