@@ -10,8 +10,8 @@ type Recompute = NonNullable<Native.ModelOptions["recompute"]>
 const levels: ReadonlyArray<{ readonly recompute: Recompute; readonly cost: number }> = [
   { recompute: "none", cost: 0 },
   { recompute: "pointwise", cost: 0.01 },
-  { recompute: "gate_up", cost: 0.11 },
-  { recompute: "full", cost: 0.3 }
+  { recompute: "gate_up", cost: 0.12 },
+  { recompute: "full", cost: 0.2 }
 ]
 /** Time that a halved micro-batch costs: smaller products, and the optimizer's share stays. */
 const HALVING_COST = 0.02

@@ -23,6 +23,7 @@ describe("doctor", () => {
     const outcome = await tinyllama(["doctor", smallPipeline, "--runs", runs])
     assert.strictEqual(outcome.code, 0, outcome.stdout)
     assert.match(outcome.stdout, /native engine +ok/u)
+    assert.match(outcome.stdout, /GPU +ok/u)
     assert.match(outcome.stdout, /files +text +ok/u)
     assert.match(outcome.stdout, /vocabulary +base +ok/u)
     assert.match(outcome.stdout, /Next: npx tinyllama run test\/fixtures\/small\/pipeline\.yaml/u)

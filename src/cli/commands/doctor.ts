@@ -26,6 +26,22 @@ const engine = Native.load.pipe(
   Effect.catch((error) => Effect.succeed(finding("native engine", "missing", error.message)))
 )
 
+/** None is no fault: everything runs on the CPU too. */
+const gpu = Native.load.pipe(
+  Effect.map((native) => {
+    const { gpus, obstacle } = native.gpus()
+    const named = gpus.map(
+      ({ computeCapability, memory, name }) => `${name}, ${Format.bytes(memory)}, ${computeCapability}`
+    )
+    return finding(
+      "GPU",
+      "ok",
+      gpus.length > 0 ? named.join("; ") : `none can be used, stages compute on the CPU: ${obstacle}`
+    )
+  }),
+  Effect.catch(() => Effect.succeed(finding("GPU", "ok", "not looked for: there is no native engine")))
+)
+
 const tokenizer = Effect.tryPromise(() => import("../../engine/Tokenizer.ts")).pipe(
   Effect.flatMap(({ loadTokenizer }) => loadTokenizer("llama-2")),
   Effect.map((loaded) =>
@@ -104,7 +120,15 @@ export const doctorCommand = Command.make(
     json: Flags.json
   },
   Effect.fn(function* (flags) {
-    const machine = [node, yield* engine, yield* tokenizer, yield* runtime, yield* memory, yield* folder(flags.runs)]
+    const machine = [
+      node,
+      yield* engine,
+      yield* gpu,
+      yield* tokenizer,
+      yield* runtime,
+      yield* memory,
+      yield* folder(flags.runs)
+    ]
     const file = Option.getOrUndefined(flags.file)
     const pipeline = file === undefined ? [] : yield* ofPipeline({ ...flags, file })
     const findings = [...machine, ...pipeline]
