@@ -17,25 +17,27 @@ if (!["auto", "on", "off"].includes(wish)) {
 const hasDriver = existsSync("/proc/driver/nvidia/version") || existsSync("/dev/nvidiactl")
 const cuda = wish === "on" || (wish === "auto" && hasDriver)
 
-const compile = (target) =>
+const cmake = (command, ...more) =>
   spawnSync(
     process.execPath,
     [
       cmakeJs,
-      "compile",
+      command,
       "--out",
       "build",
       "--config",
       "Release",
       `--CDTINYLLAMA_CUDA=${cuda ? "ON" : "OFF"}`,
-      "--target",
-      target,
       "--parallel",
-      String(availableParallelism())
+      String(availableParallelism()),
+      ...more
     ],
     { cwd: root, stdio: "inherit" }
   ).status
+const compile = (target) => cmake("compile", "--target", target)
 
+// A build folder from before knows the wish of before: cmake-js passes options on only when it configures.
+if (existsSync(`${root}build/CMakeCache.txt`)) cmake("configure")
 const built = compile("tinyllama_native") === 0
 if (built && cuda && compile("tinyllama_cuda") !== 0) {
   console.error(
