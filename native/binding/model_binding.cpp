@@ -128,9 +128,9 @@ AdamWOptions read_step(const Napi::Value& value) {
 
 // A batch's ids, copied: the caller may change its arrays while the call is under way.
 struct OwnedBatch {
-  std::vector<std::int32_t> tokens, targets;
+  std::vector<std::int32_t> tokens, targets, first_keys;
   std::int64_t batch = 0, length = 0;
-  TokenBatch view() const { return {tokens, targets, batch, length}; }
+  TokenBatch view() const { return {tokens, targets, batch, length, first_keys}; }
 };
 
 std::vector<std::int32_t> copy_ids(const Napi::Value& value, const std::string& name) {
@@ -143,6 +143,8 @@ OwnedBatch read_batch(const Napi::Value& value, bool with_targets) {
   OwnedBatch batch;
   batch.tokens = copy_ids(object.Get("tokens"), "batch.tokens");
   if (with_targets) batch.targets = copy_ids(object.Get("targets"), "batch.targets");
+  if (const Napi::Value first_keys = object.Get("firstKeys"); !first_keys.IsUndefined())
+    batch.first_keys = copy_ids(first_keys, "batch.firstKeys");
   batch.batch = integer_argument(object.Get("batch"), "batch.batch");
   batch.length = integer_argument(object.Get("length"), "batch.length");
   return batch;

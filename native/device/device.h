@@ -79,9 +79,12 @@ class Device {
 
   // Causal grouped-query attention on packed rows [q heads | k heads | v heads]; out (N, H·S), lse (B,H,T) = log of the softmax sums
   // (of scores scaled by 1/sqrt(S)). Memory beyond the outputs: a tile per thread, never T×T for the batch.
-  virtual void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape) = 0;
-  // dqkv (overwritten) from dout, with the forward's qkv, out and lse.
-  virtual void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape) = 0;
+  // first_keys (N), on the device: position t of a sequence attends to keys first_keys[t] to t, positions in the sequence, 0 <= first_keys[t] <= t,
+  // so that packed documents do not see each other. Null: to all keys up to t.
+  virtual void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape, const std::int32_t* first_keys) = 0;
+  // dqkv (overwritten) from dout, with the forward's qkv, out, lse and first_keys.
+  virtual void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape,
+                                  const std::int32_t* first_keys) = 0;
 
   // act(N,F) = silu(gate) * up, gate_up(N,2F) holding [gate | up].
   virtual void swiglu_forward(Tensor act, Tensor gate_up) = 0;

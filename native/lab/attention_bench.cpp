@@ -48,10 +48,10 @@ int main(int count, char** arguments) {
     std::vector<float> dout(out.size(), 0.5f), lse(static_cast<std::size_t>(s.batch * s.heads * s.length));
     for (std::size_t i = 0; i < qkv.size(); ++i) qkv[i] = static_cast<float>(i * 7919 % 1009) / 504.f - 1.f;
     const double forward = median_seconds(
-        seconds, [&] { device->attention_forward(matrix(out.data(), rows, out_width), lse.data(), matrix(qkv.data(), rows, width), s); });
+        seconds, [&] { device->attention_forward(matrix(out.data(), rows, out_width), lse.data(), matrix(qkv.data(), rows, width), s, nullptr); });
     const double backward = median_seconds(seconds, [&] {
       device->attention_backward(matrix(dqkv.data(), rows, width), matrix(dout.data(), rows, out_width), matrix(qkv.data(), rows, width),
-                                 matrix(out.data(), rows, out_width), lse.data(), s);
+                                 matrix(out.data(), rows, out_width), lse.data(), s, nullptr);
     });
     const double peak = measure_peak(threads, 0.2);
     const double unit = 1e-9 * static_cast<double>(s.batch * s.heads * s.length * s.length * s.head_size);

@@ -69,6 +69,7 @@ void place(Activations& activations, ArenaPlan& plan, const LlamaConfig& config,
   }
   activations.tokens = plan.take<std::int32_t>(rows);
   activations.targets = plan.take<std::int32_t>(rows);
+  activations.first_keys = plan.take<std::int32_t>(rows);
   activations.loss_scale = plan.take<float>(1);
   activations.delta = take(config.hidden_size);
   activations.final_input = take(config.hidden_size);

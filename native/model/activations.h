@@ -40,6 +40,7 @@ struct Activations {
   std::vector<LayerActivations> layers;
   std::int32_t* tokens;   // (N)
   std::int32_t* targets;  // (N)
+  std::int32_t* first_keys;  // (N) read where a batch has them
   Tensor delta;           // (N, D) what a sublayer adds to the residual stream
   Tensor final_input;     // (N, D) residual stream
   float* final_rstd;      // (N)

@@ -97,9 +97,9 @@ class Bench {
                           static_cast<double>(shape_.length) / 2 * static_cast<double>(shape_.head_size);
     const double statistics = static_cast<double>(rows_ * shape_.heads) * 4;
     time("attention forward", {bytes(qkv) + bytes(out) + statistics, 4 * scores, recompute_ == Recompute::full ? 2 * layers_ : layers_},
-         [&] { device_.attention_forward(out, lse, qkv, shape_); });
+         [&] { device_.attention_forward(out, lse, qkv, shape_, nullptr); });
     time("attention backward", {2 * bytes(qkv) + 2 * bytes(out) + statistics, 10 * scores, layers_},
-         [&] { device_.attention_backward(dqkv, dout, qkv, out, lse, shape_); });
+         [&] { device_.attention_backward(dqkv, dout, qkv, out, lse, shape_, nullptr); });
     const std::int64_t half = shape_.head_size / 2;
     const Tensor table = random(2 * shape_.length, half, true);
     const double rotated = 2 * static_cast<double>(rows_ * (shape_.heads + shape_.kv_heads) * shape_.head_size * bytes_of(qkv.type));

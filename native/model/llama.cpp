@@ -22,6 +22,15 @@ void check_ids(std::span<const std::int32_t> ids, std::int64_t length, std::int6
   }
 }
 
+void check_first_keys(std::span<const std::int32_t> first_keys, std::int64_t length) {
+  for (std::size_t index = 0; index < first_keys.size(); ++index) {
+    const std::int64_t position = static_cast<std::int64_t>(index) % length;
+    if (first_keys[index] >= 0 && first_keys[index] <= position) continue;
+    throw Error("first key " + std::to_string(first_keys[index]) + " at index " + std::to_string(index) + " must lie between 0 and its position " +
+                std::to_string(position));
+  }
+}
+
 }  // namespace
 
 Llama::Llama(Device& device, const LlamaConfig& config, Recompute recompute)
@@ -66,6 +75,10 @@ void Llama::check(const TokenBatch& batch, bool with_targets) const {
   };
   check_size(batch.tokens.size(), "tokens");
   check_ids(batch.tokens, batch.length, config_.vocab_size, false, "token");
+  if (!batch.first_keys.empty()) {
+    check_size(batch.first_keys.size(), "first keys");
+    check_first_keys(batch.first_keys, batch.length);
+  }
   if (with_targets) {
     check_size(batch.targets.size(), "targets");
     check_ids(batch.targets, batch.length, config_.vocab_size, true, "target");
@@ -107,6 +120,8 @@ void Llama::prepare(const TokenBatch& batch, Pass pass) {
   shape_ = {batch.batch, batch.length, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
   device_.copy_in(activations_.tokens, batch.tokens.data(), batch.tokens.size_bytes());
   if (pass != Pass::logits) device_.copy_in(activations_.targets, batch.targets.data(), batch.targets.size_bytes());
+  first_keys_ = batch.first_keys.empty() ? nullptr : activations_.first_keys;
+  if (first_keys_) device_.copy_in(activations_.first_keys, batch.first_keys.data(), batch.first_keys.size_bytes());
 }
 
 // From the normed input of the attention to what its projection adds to the residual stream, in delta.
@@ -116,7 +131,7 @@ void Llama::attend(std::size_t index) {
   const std::int64_t width = config_.hidden_size;
   device_.matmul(layer.qkv, layer.attention_normed, Transpose::no, weight(offsets.qkv, config_.qkv_width(), width), Transpose::yes, false);
   device_.rotary(layer.qkv, cosine(), sine(), shape_, false);
-  device_.attention_forward(layer.attended, layer.lse, layer.qkv, shape_);
+  device_.attention_forward(layer.attended, layer.lse, layer.qkv, shape_, first_keys_);
   device_.matmul(activations_.delta, layer.attended, Transpose::no, weight(offsets.output, width, config_.query_width()), Transpose::yes,
                  false);
 }
@@ -206,7 +221,8 @@ void Llama::backward_attention(std::size_t index) {
   const Tensor normed_gradient = activations_.delta;
   device_.matmul(activations_.attended_gradient, stream, Transpose::no, weight(offsets.output, width, query_width), Transpose::no, false);
   device_.matmul(gradient(offsets.output, width, query_width), stream, Transpose::yes, layer.attended, Transpose::no, true);
-  device_.attention_backward(activations_.qkv_gradient, activations_.attended_gradient, layer.qkv, layer.attended, layer.lse, shape_);
+  device_.attention_backward(activations_.qkv_gradient, activations_.attended_gradient, layer.qkv, layer.attended, layer.lse, shape_,
+                             first_keys_);
   device_.rotary(activations_.qkv_gradient, cosine(), sine(), shape_, true);
   device_.matmul(normed_gradient, activations_.qkv_gradient, Transpose::no, weight(offsets.qkv, qkv_width, width), Transpose::no, false);
   device_.rms_norm_backward(stream, gradients_.data() + offsets.attention_norm,
@@ -233,7 +249,8 @@ BatchLoss Llama::accumulate(const TokenBatch& batch, float loss_scale) {
   device_.copy_in(activations_.loss_scale, &loss_scale, sizeof(loss_scale));
   gradients_.data();
   // A shape's operations and memory are the same each time, unless the arena was made anew.
-  device_.repeat("train " + std::to_string(batch.batch) + "x" + std::to_string(batch.length) + " in arena " + std::to_string(arena_.generation()),
+  device_.repeat("train " + std::to_string(batch.batch) + "x" + std::to_string(batch.length) + (first_keys_ ? " with first keys" : "") +
+                     " in arena " + std::to_string(arena_.generation()),
                  [this] {
                    forward();
                    device_.linear_cross_entropy(activations_.losses, activations_.delta,

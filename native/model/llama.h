@@ -19,6 +19,8 @@ struct TokenBatch {
   std::span<const std::int32_t> targets;
   std::int64_t batch = 0;
   std::int64_t length = 0;
+  // Per token the first position of its sequence that it attends to, for packed documents: none, or one each, from 0 to the token's own.
+  std::span<const std::int32_t> first_keys = {};
 };
 
 struct BatchLoss {
@@ -81,6 +83,7 @@ class Llama {
   Arena arena_;
   Activations activations_;
   AttentionShape shape_{};
+  const std::int32_t* first_keys_ = nullptr;  // of the pass's batch, on the device
   std::unique_ptr<Buffer> rotary_;
   std::int64_t rotary_length_ = 0;
 };

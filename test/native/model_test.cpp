@@ -104,7 +104,7 @@ void test_layout() {
 }
 
 // d loss / d weight against central differences. fp32 forwards bound what can be seen: about 1e-3 of the tensor's largest gradient.
-void test_gradients(bool tied) {
+void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
   const auto device = make_cpu_device(2);
   const LlamaConfig config = small_config(tied);
   Llama model(*device, config);
@@ -122,7 +122,7 @@ void test_gradients(bool tied) {
   model.weights().write(0, model.layout().count, weights.data());
   Ids ids = some_ids(2 * 5, config.vocab_size);
   ids.targets[3] = -1;
-  const TokenBatch batch{ids.tokens, ids.targets, 2, 5};
+  const TokenBatch batch{ids.tokens, ids.targets, 2, 5, first_keys};
   const BatchLoss first = model.accumulate(batch, 1.0f);
   check(first.scored == 9, "a target below 0 is not scored");
   std::vector<float> gradients(weights.size());
@@ -147,7 +147,7 @@ void test_gradients(bool tied) {
       const double slope = (loss_with(index, weights[index] + step) - loss_with(index, weights[index] - step)) / (2.0 * step);
       const double error = std::abs(slope - static_cast<double>(gradients[index]));
       check(error <= 2e-3 * static_cast<double>(largest) + 2e-3,
-            (tied ? "tied " : "") + parameter.name + " element " + std::to_string(index) + ": gradient " +
+            (tied ? "tied " : "") + std::string(first_keys.empty() ? "" : "documents ") + parameter.name + " element " + std::to_string(index) + ": gradient " +
                 std::to_string(gradients[index]) + ", finite difference " + std::to_string(slope));
     }
   }
@@ -215,6 +215,54 @@ void test_shapes() {
   check(run(3, 7) == before, "the result does not depend on earlier shapes");
 }
 
+// Packed documents have the losses and the gradients that each has as a sequence of its own: positions are relative.
+void test_documents() {
+  const auto device = make_cpu_device(2);
+  const LlamaConfig config = small_config(false);
+  constexpr std::int64_t length = 150;
+  const std::vector<std::int64_t> starts{0, 41, 42, 130, length};
+  const Ids ids = some_ids(length, config.vocab_size);
+  std::vector<std::int32_t> first_keys;
+  for (std::size_t document = 0; document + 1 < starts.size(); ++document)
+    first_keys.resize(static_cast<std::size_t>(starts[document + 1]), static_cast<std::int32_t>(starts[document]));
+  for (const Recompute level : {Recompute::none, Recompute::full}) {
+    Llama model(*device, config, level);
+    model.initialize(3);
+    auto gradients = [&] {
+      std::vector<float> values(static_cast<std::size_t>(model.layout().count));
+      model.gradients().read(0, model.layout().count, values.data());
+      model.gradients().fill_zero();
+      return values;
+    };
+    const TokenBatch packed{ids.tokens, ids.targets, 1, length, first_keys};
+    const BatchScores scores = model.score(packed);
+    const BatchLoss together = model.accumulate(packed, 1.0f);
+    const std::vector<float> packed_gradients = gradients();
+    double loss = 0, worst = 0;
+    for (std::size_t document = 0; document + 1 < starts.size(); ++document) {
+      const auto begin = static_cast<std::size_t>(starts[document]), count = static_cast<std::size_t>(starts[document + 1]) - begin;
+      const TokenBatch alone{std::span(ids.tokens).subspan(begin, count), std::span(ids.targets).subspan(begin, count), 1,
+                             static_cast<std::int64_t>(count)};
+      const BatchScores expected = model.score(alone);
+      for (std::size_t i = 0; i < count; ++i)
+        worst = std::max(worst, std::abs(static_cast<double>(scores.log_probabilities[begin + i]) - expected.log_probabilities[i]));
+      loss += model.accumulate(alone, 1.0f).sum;
+    }
+    check(worst <= 2e-5, "packed documents have their own log probabilities: off by " + std::to_string(worst));
+    check(std::abs(together.sum - loss) <= 1e-6 * loss, "packed documents have their own losses");
+    const std::vector<float> alone_gradients = gradients();
+    double difference = 0, norm = 0;
+    for (std::size_t index = 0; index < alone_gradients.size(); ++index) {
+      difference += std::pow(packed_gradients[index] - alone_gradients[index], 2);
+      norm += std::pow(alone_gradients[index], 2);
+    }
+    check(difference <= 1e-10 * norm, "packed documents have their own gradients: off by " + std::to_string(std::sqrt(difference / norm)));
+    // The next pass may have no first keys.
+    const BatchLoss causal = model.accumulate({ids.tokens, ids.targets, 1, length}, 1.0f);
+    check(std::abs(causal.sum - loss) > 2e-5 * loss, "without first keys documents see each other: off by " + std::to_string((causal.sum - loss) / loss * 1e6) + "e-6");
+  }
+}
+
 void test_optimizer() {
   const auto device = make_cpu_device(1);
   const LlamaConfig config = small_config(false);
@@ -271,6 +319,13 @@ void test_errors() {
   ids.tokens[4] = 0;
   ids.targets[5] = 400;
   check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "target 400 at index 5");
+  ids.targets[5] = 0;
+  std::vector<std::int32_t> first_keys{0, 0, 2, 0, 1, 3};
+  check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3, first_keys}, 1.0f); }, "first key 3 at index 5 must lie between 0 and its position 2");
+  first_keys[5] = -1;
+  check_throws([&] { model.score({ids.tokens, ids.targets, 2, 3, first_keys}); }, "first key -1 at index 5");
+  first_keys.pop_back();
+  check_throws([&] { model.logits({ids.tokens, {}, 2, 3, first_keys}); }, "first keys has 5 ids, but 2 sequences of 3 tokens are 6");
   check_throws([&] { model.logits({ids.tokens, {}, 2, 4}); }, "tokens has 6 ids");
   check_throws([&] { model.logits({ids.tokens, {}, 0, 4}); }, "at least 1");
   float value = 0;
@@ -294,10 +349,12 @@ int main() {
   test_philox();
   test_initialization();
   test_layout();
-  test_gradients(false);
-  test_gradients(true);
+  test_gradients(false, {});
+  test_gradients(true, {});
+  test_gradients(false, {0, 0, 2, 2, 2, 0, 1, 1, 1, 4});
   test_recompute();
   test_shapes();
+  test_documents();
   test_optimizer();
   test_errors();
   if (failures == 0) std::printf("model_test: all checks passed\n");

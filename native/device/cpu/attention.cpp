@@ -97,9 +97,29 @@ Memory cut(CpuContext& context, int thread, Sizes... sizes) {
   return memory;
 }
 
+// What queries see of the keys before them, by the first keys of their sequence. Without first keys: all of them.
+class Visible {
+ public:
+  Visible(const std::int32_t* first_keys, std::int64_t batch, std::int64_t length)
+      : first_keys_(first_keys ? first_keys + batch * length : nullptr) {}
+
+  // Where the first key block lies that one of the queries begin to begin + rows - 1 sees a key of.
+  std::int64_t first_block(std::int64_t begin, std::int64_t rows) const {
+    return first_keys_ ? *std::min_element(first_keys_ + begin, first_keys_ + begin + rows) / key_block * key_block : 0;
+  }
+  // How many of the keys from `first_key` on, up to `most`, lie before all that the query sees.
+  std::int64_t hidden(std::int64_t query, std::int64_t first_key, std::int64_t most) const {
+    return first_keys_ ? std::clamp(first_keys_[query] - first_key, std::int64_t{0}, most) : 0;
+  }
+
+ private:
+  const std::int32_t* first_keys_;
+};
+
 }  // namespace
 
-void attention_forward(CpuContext& context, const Tensor& out, float* lse, const Tensor& qkv, const AttentionShape& shape) {
+void attention_forward(CpuContext& context, const Tensor& out, float* lse, const Tensor& qkv, const AttentionShape& shape,
+                       const std::int32_t* first_keys) {
   check(qkv, out, shape);
   const Kernels& kernels = context.kernels;
   const std::int64_t size = shape.head_size, length = shape.length, group = shape.heads / shape.kv_heads, columns = kernels.tile_columns;
@@ -116,8 +136,10 @@ void attention_forward(CpuContext& context, const Tensor& out, float* lse, const
     const float* sequence = qkv.f32() + batch * length * qkv.stride;
     std::fill_n(memory.maxima, group * query_block, -std::numeric_limits<float>::infinity());
     std::fill_n(memory.sums, group * query_block, 0.f);
+    const Visible visibility(first_keys, batch, length);
+    const std::int64_t start = visibility.first_block(first_query, end_query - first_query);
 
-    for (std::int64_t first_key = 0; first_key < end_query; first_key += key_block) {
+    for (std::int64_t first_key = start; first_key < end_query; first_key += key_block) {
       const std::int64_t keys = std::min(key_block, end_query - first_key);
       const float* key = sequence + first_key * qkv.stride + (shape.heads + kv_head) * size;
       kernels.pack_right_transposed(memory.keys, size * columns, key, qkv.stride, size, keys);
@@ -131,11 +153,18 @@ void attention_forward(CpuContext& context, const Tensor& out, float* lse, const
         for (std::int64_t row = 0; row < rows; ++row) {
           const std::int64_t state = member * query_block + begin + row - first_query;
           const std::int64_t visible = std::min(keys, begin + row - first_key + 1);
-          const float correction = kernels.softmax_row(memory.scores + row * key_block, visible, keys, scale, memory.maxima + state,
+          const std::int64_t hidden = visibility.hidden(begin + row, first_key, visible);
+          float* scores = memory.scores + row * key_block;
+          std::fill_n(scores, hidden, 0.f);
+          if (hidden == visible) {  // a softmax of nothing
+            std::fill(scores + hidden, scores + keys, 0.f);
+            continue;
+          }
+          const float correction = kernels.softmax_row(scores + hidden, visible - hidden, keys - hidden, scale, memory.maxima + state,
                                                        memory.sums + state);
-          if (first_key > 0 && correction != 1.f) kernels.scale_row(result + row * out.stride, correction, size);
+          if (first_key > start && correction != 1.f) kernels.scale_row(result + row * out.stride, correction, size);
         }
-        multiply(kernels, rows, size, keys, {memory.scores, key_block, false}, memory.values, result, out.stride, first_key > 0);
+        multiply(kernels, rows, size, keys, {memory.scores, key_block, false}, memory.values, result, out.stride, first_key > start);
       }
     }
     for (std::int64_t member = 0; member < group; ++member) {
@@ -150,7 +179,7 @@ void attention_forward(CpuContext& context, const Tensor& out, float* lse, const
 }
 
 void attention_backward(CpuContext& context, const Tensor& dqkv, const Tensor& dout, const Tensor& qkv, const Tensor& out, const float* lse,
-                        const AttentionShape& shape) {
+                        const AttentionShape& shape, const std::int32_t* first_keys) {
   check(qkv, out, shape);
   check(dqkv, dout, shape);
   const Kernels& kernels = context.kernels;
@@ -174,6 +203,7 @@ void attention_backward(CpuContext& context, const Tensor& dqkv, const Tensor& d
     float* dkeys = shares ? shares + 2 * item * share : gradient + key_at;
     float* dvalues = shares ? dkeys + share : gradient + value_at;
     const std::int64_t stride = shares ? size : dqkv.stride;
+    const Visible visibility(first_keys, batch, length);
 
     for (std::int64_t first_key = 0; first_key < length; first_key += key_block) {
       const std::int64_t keys = std::min(key_block, length - first_key);
@@ -182,14 +212,20 @@ void attention_backward(CpuContext& context, const Tensor& dqkv, const Tensor& d
       kernels.pack_right_transposed(memory.values_transposed, size * columns, key + shape.kv_heads * size, qkv.stride, size, keys);
       kernels.pack_right(memory.keys, keys * columns, key, qkv.stride, keys, size);
       for (std::int64_t begin = first_key; begin < length; begin += backward_query_block) {
-        const std::int64_t rows = std::min(backward_query_block, length - begin);
+        const std::int64_t rows = std::min(backward_query_block, length - begin), start = visibility.first_block(begin, rows);
+        if (first_key < start) continue;  // never the first block of queries: it holds these keys' own positions
         const float* query = sequence + begin * qkv.stride + head * size;
         const float* above = upstream + begin * dout.stride;
         multiply(kernels, rows, keys, size, {query, qkv.stride, false}, memory.keys_transposed, memory.scores, key_block, false);
         multiply(kernels, rows, keys, size, {above, dout.stride, false}, memory.values_transposed, memory.dscores, key_block, false);
         for (std::int64_t row = 0; row < rows; ++row) {
           const std::int64_t visible = std::min(keys, begin + row - first_key + 1);
-          kernels.softmax_row_backward(memory.scores + row * key_block, memory.dscores + row * key_block, visible, keys, scale,
+          const std::int64_t hidden = visibility.hidden(begin + row, first_key, visible);
+          float* scores = memory.scores + row * key_block;
+          float* dscores = memory.dscores + row * key_block;
+          std::fill_n(scores, hidden, 0.f);
+          std::fill_n(dscores, hidden, 0.f);
+          kernels.softmax_row_backward(scores + hidden, dscores + hidden, visible - hidden, keys - hidden, scale,
                                        log_sums[begin + row], memory.deltas[begin + row]);
         }
         kernels.pack_right(memory.queries, rows * columns, query, qkv.stride, rows, size);
@@ -198,7 +234,7 @@ void attention_backward(CpuContext& context, const Tensor& dqkv, const Tensor& d
         multiply(kernels, keys, size, rows, {memory.scores, key_block, true}, memory.douts, dvalues + first_key * stride, stride, later);
         multiply(kernels, keys, size, rows, {memory.dscores, key_block, true}, memory.queries, dkeys + first_key * stride, stride, later);
         multiply(kernels, rows, size, keys, {memory.dscores, key_block, false}, memory.keys, gradient + begin * dqkv.stride + head * size,
-                 dqkv.stride, first_key > 0);
+                 dqkv.stride, first_key > start);
       }
     }
   });

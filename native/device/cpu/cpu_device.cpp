@@ -73,11 +73,12 @@ class CpuDevice final : public Device {
   void rotary(Tensor qkv, const float* cosine, const float* sine, const AttentionShape& shape, bool inverse) override {
     tinyllama::rotary(context_, qkv, cosine, sine, shape, inverse);
   }
-  void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape) override {
-    tinyllama::attention_forward(context_, out, lse, qkv, shape);
+  void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape, const std::int32_t* first_keys) override {
+    tinyllama::attention_forward(context_, out, lse, qkv, shape, first_keys);
   }
-  void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape) override {
-    tinyllama::attention_backward(context_, dqkv, dout, qkv, out, lse, shape);
+  void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape,
+                          const std::int32_t* first_keys) override {
+    tinyllama::attention_backward(context_, dqkv, dout, qkv, out, lse, shape, first_keys);
   }
   void swiglu_forward(Tensor act, Tensor gate_up) override { tinyllama::swiglu_forward(context_, act, gate_up); }
   void swiglu_backward(Tensor dgate_up, Tensor act, Tensor dact, Tensor gate_up) override {

@@ -99,11 +99,12 @@ class CudaDevice final : public Device {
   void rotary(Tensor qkv, const float* cosine, const float* sine, const AttentionShape& shape, bool inverse) override {
     cuda::rotary(bind(), qkv, cosine, sine, shape, inverse);
   }
-  void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape) override {
-    cuda::attention_forward(bind(), out, lse, qkv, shape, nullptr);
+  void attention_forward(Tensor out, float* lse, Tensor qkv, const AttentionShape& shape, const std::int32_t* first_keys) override {
+    cuda::attention_forward(bind(), out, lse, qkv, shape, first_keys);
   }
-  void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape) override {
-    cuda::attention_backward(bind(), dqkv, dout, qkv, out, lse, shape, nullptr);
+  void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, const float* lse, const AttentionShape& shape,
+                          const std::int32_t* first_keys) override {
+    cuda::attention_backward(bind(), dqkv, dout, qkv, out, lse, shape, first_keys);
   }
   void swiglu_forward(Tensor act, Tensor gate_up) override { cuda::swiglu_forward(bind(), act, gate_up); }
   void swiglu_backward(Tensor dgate_up, Tensor act, Tensor dact, Tensor gate_up) override {

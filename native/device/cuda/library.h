@@ -8,7 +8,7 @@
 
 namespace tinyllama {
 
-constexpr int cuda_interface_version = 1;
+constexpr int cuda_interface_version = 2;
 
 struct CudaOptions {
   int ordinal = 0;
