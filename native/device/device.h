@@ -42,11 +42,16 @@ class Device {
   // Of activations, and of the weights that products read. Parameters, gradients and moments are f32 all the same.
   virtual DataType compute_type() const = 0;
 
+  // Whether its memory is the host's own, which any code may read and write.
+  virtual bool in_host_memory() const = 0;
+
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;  // zero-filled, 64-byte aligned; throws Error when out of memory
   // Bytes that this process holds on the device, with what its libraries took; 0 where the device does not tell.
   virtual std::size_t memory_in_use() = 0;
   virtual void copy_in(void* device, const void* host, std::size_t bytes) = 0;
   virtual void copy_out(void* host, const void* device, std::size_t bytes) = 0;
+  // Within the device. The two do not overlap; nothing is done where they are the same.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
   virtual void fill_zero(void* device, std::size_t bytes) = 0;
   // out[i] = deviation * the standard normal value of (seed, first + i): native/core/normal.h.
   virtual void fill_normal(float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation) = 0;

@@ -3,9 +3,9 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 
+#include "native/core/engine_library.h"
 #include "native/core/error.h"
 #include "native/device/cpu/cpu_device.h"
 #include "native/device/cuda/library.h"
@@ -18,18 +18,8 @@ struct Loaded {
   std::string obstacle;
 };
 
-std::string library_path() {
-  if (const char* named = std::getenv("TINYLLAMA_CUDA_LIBRARY")) return named;
-  Dl_info here{};
-  dladdr(reinterpret_cast<const void*>(&open_device), &here);
-  const std::filesystem::path folder = std::filesystem::absolute(here.dli_fname).parent_path(), file = "libtinyllama_cuda.so";
-  // The addon lies beside it; programs in a neighbouring folder of the build.
-  const std::filesystem::path neighbour = folder.parent_path() / "Release" / file;
-  return std::filesystem::exists(folder / file) ? folder / file : std::filesystem::exists(neighbour) ? neighbour : folder / file;
-}
-
 Loaded load() {
-  const std::string path = library_path();
+  const std::string path = engine_library_path("TINYLLAMA_CUDA_LIBRARY", "libtinyllama_cuda.so");
   if (!std::filesystem::exists(path)) {
     return {nullptr, "the CUDA engine was not built (there is no " + path + "): TINYLLAMA_CUDA=on npm run build:native, where nvcc is in the PATH or CUDA_HOME is set"};
   }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace tinyllama {
 
@@ -19,11 +20,17 @@ struct CollectiveLabel {
   int group = -1;
 };
 
+enum class Progress : std::uint8_t {
+  queued,   // the device still does what was given to it before
+  running,
+  over,
+};
+
 class Communicator {
  public:
   using Ticket = std::int64_t;
   virtual ~Communicator() = default;
-  virtual std::string name() const = 0;  // "single", "MPI", "MPI, staged through the host", "NCCL 2.28.9", …
+  virtual std::string name() const = 0;  // "single", "Open MPI 4.1.4", "NCCL 2.28.9", …
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
@@ -41,8 +48,13 @@ class Communicator {
   // Host memory: all(size() * bytes) = every rank's own(bytes), in the order of ranks. Blocks.
   virtual void exchange(void* all, const void* own, std::size_t bytes) = 0;
 
-  // A communicator of the ranks with the same colour, ordered by their rank here. All ranks call it.
-  virtual std::unique_ptr<Communicator> split(int colour) = 0;
+  // A communicator of the ranks whose colour is this one's, ordered by their rank here. colours[r] is rank r's; all ranks call it with the same.
+  virtual std::unique_ptr<Communicator> split(const std::vector<int>& colours) = 0;
+
+  // How far a collective is. May be called from another thread, for any of the last 64 tickets.
+  virtual Progress progress(Ticket) { return Progress::over; }
+  // Ends what of this communicator runs on the device, from any thread, even while another waits in it. The process is to end next.
+  virtual void abort() noexcept {}
 };
 
 }  // namespace tinyllama

@@ -40,10 +40,14 @@ class CpuDevice final : public Device {
   explicit CpuDevice(int threads) : context_(threads, select_kernels()) {}
 
   std::string name() const override { return std::string("cpu-") + context_.kernels.name; }
+  bool in_host_memory() const override { return true; }
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
   std::size_t memory_in_use() override { return 0; }
   void copy_in(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void copy_out(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes) override {
+    if (to != from) std::memcpy(to, from, bytes);
+  }
   void fill_zero(void* device, std::size_t bytes) override { std::memset(device, 0, bytes); }
   void fill_normal(float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation) override {
     tinyllama::fill_normal(context_, out, count, seed, first, deviation);

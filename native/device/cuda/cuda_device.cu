@@ -51,6 +51,8 @@ class CudaDevice final : public Device {
   }
   DataType compute_type() const override { return options_.compute_type; }
 
+  bool in_host_memory() const override { return false; }
+
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override {
     CudaContext& context = bind();
     auto buffer = std::make_unique<CudaBuffer>(bytes);
@@ -68,6 +70,9 @@ class CudaDevice final : public Device {
   }
   void copy_out(void* host, const void* device, std::size_t bytes) override {
     CHECK_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, bind().stream()));
+  }
+  void copy(void* to, const void* from, std::size_t bytes) override {
+    if (to != from) CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, bind().stream()));
   }
   void fill_zero(void* device, std::size_t bytes) override { CHECK_CUDA(cudaMemsetAsync(device, 0, bytes, bind().stream())); }
   void fill_normal(float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation) override {

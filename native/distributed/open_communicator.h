@@ -1,0 +1,28 @@
+// Which communicator joins the ranks: none for a world of 1, MPI between CPUs, NCCL between GPUs, MPI with staging where several ranks share a GPU.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "native/device/device.h"
+#include "native/distributed/communicator.h"
+
+namespace tinyllama {
+
+enum class CommunicatorKind : std::uint8_t {
+  single,       // a world of 1
+  mpi,          // of devices in host memory
+  host_staged,  // MPI between ranks that may share a GPU: for correctness only
+  fake,         // rank r of W alone: memory and compute of one rank, collectives that move its own part only
+};
+
+struct CommunicatorOptions {
+  CommunicatorKind kind = CommunicatorKind::single;
+  int rank = 0;
+  int size = 1;
+};
+
+// The device outlives the communicator. Throws Error where the ranks cannot be joined.
+std::unique_ptr<Communicator> open_communicator(const CommunicatorOptions& options, Device& device);
+
+}  // namespace tinyllama
