@@ -21,6 +21,11 @@ std::span<std::int32_t> rows_argument(const Napi::Value& value, const std::strin
   return {array.Data(), array.ElementLength()};
 }
 
+std::span<std::int32_t> first_keys_argument(const Napi::Value& value) {
+  if (value.IsUndefined()) return {};
+  return rows_argument(value, "firstKeys");
+}
+
 class LoaderWrap : public Napi::ObjectWrap<LoaderWrap> {
  public:
   static Napi::Function define(Napi::Env env) {
@@ -55,15 +60,17 @@ class LoaderWrap : public Napi::ObjectWrap<LoaderWrap> {
     return Napi::Number::New(info.Env(), static_cast<double>(loader().sample_at(count_argument(info[0], "index"))));
   }
 
-  // samples(first: number, stride: number, tokens: Int32Array, targets: Int32Array, ahead: number): void
+  // samples(first: number, stride: number, tokens: Int32Array, targets: Int32Array, ahead: number, firstKeys?: Int32Array): void
   void samples(const Napi::CallbackInfo& info) {
-    loader().samples(count_argument(info[0], "first"), count_argument(info[1], "stride"), rows_argument(info[2], "tokens"),
-                     rows_argument(info[3], "targets"), count_argument(info[4], "ahead"));
+    loader().samples(count_argument(info[0], "first"), count_argument(info[1], "stride"),
+                     {rows_argument(info[2], "tokens"), rows_argument(info[3], "targets"), first_keys_argument(info[5])},
+                     count_argument(info[4], "ahead"));
   }
 
-  // inOrder(first: number, tokens: Int32Array, targets: Int32Array): void
+  // inOrder(first: number, tokens: Int32Array, targets: Int32Array, firstKeys?: Int32Array): void
   void in_order(const Napi::CallbackInfo& info) {
-    loader().in_order(count_argument(info[0], "first"), rows_argument(info[1], "tokens"), rows_argument(info[2], "targets"));
+    loader().in_order(count_argument(info[0], "first"),
+                      {rows_argument(info[1], "tokens"), rows_argument(info[2], "targets"), first_keys_argument(info[3])});
   }
 
   // dispose(): void

@@ -21,7 +21,8 @@ constexpr unsigned batch_length = 0, batch_buffers = 2, batch_compression = 3;
 constexpr std::uint8_t record_batch_type = 3;
 // A buffer is offset int64, length int64. Those of a fixed-size list: its validity, its items' validity, its items.
 constexpr std::uint64_t buffer_bytes = 16;
-constexpr std::uint64_t token_buffer = 2, list_buffers = 3, boundary_buffers = 4;
+// Those of a list: its validity, its offsets, its items' validity, its items.
+constexpr std::uint64_t token_buffer = 2, list_buffers = 3, boundary_buffers = 4, boundary_offsets_buffer = 4, boundary_buffer = 6;
 
 }  // namespace
 
@@ -87,6 +88,7 @@ ArrowBlocks::Batch ArrowBlocks::batch(std::uint64_t index) const {
   const std::uint64_t buffers = follow(buffers_field);
   const std::uint64_t expected = list_buffers + (layout_.boundaries ? boundary_buffers : 0) + (layout_.lengths ? 2 : 0);
   if (number<std::uint32_t>(buffers) != expected) corrupt("its columns are not those of such a dataset");
+  const auto buffer_size = [&](std::uint64_t which) { return number<std::uint64_t>(buffers + 4 + which * buffer_bytes + 8); };
   const auto buffer = [&](std::uint64_t which, std::uint64_t bytes) {
     const std::uint64_t at = buffers + 4 + which * buffer_bytes;
     const auto begin = number<std::uint64_t>(at), held = number<std::uint64_t>(at + 8);
@@ -94,7 +96,27 @@ ArrowBlocks::Batch ArrowBlocks::batch(std::uint64_t index) const {
     return offset + metadata + begin;
   };
   if (rows > size / token_bytes()) corrupt("batch " + std::to_string(index) + " claims more blocks than the file has room for");
-  return {rows, buffer(token_buffer, rows * token_bytes()), layout_.lengths ? buffer(expected - 1, rows * 4) : 0};
+  Batch found{rows, buffer(token_buffer, rows * token_bytes()), layout_.lengths ? buffer(expected - 1, rows * 4) : 0, 0, 0, 0};
+  if (layout_.boundaries) {
+    found.boundary_offsets = buffer(boundary_offsets_buffer, rows == 0 ? 0 : (rows + 1) * 4);
+    found.boundary_count = buffer_size(boundary_buffer) / 4;
+    found.boundaries = buffer(boundary_buffer, found.boundary_count * 4);
+  }
+  return found;
+}
+
+void ArrowBlocks::find_starts(BlockView& view, const Batch& found, std::uint64_t row, std::uint64_t index) const {
+  const std::uint64_t begin = number<std::uint32_t>(found.boundary_offsets + 4 * row), end = number<std::uint32_t>(found.boundary_offsets + 4 * row + 4);
+  const std::string place = "block " + std::to_string(index);
+  if (begin > end || end > found.boundary_count) corrupt(place + "'s document starts lie outside their column");
+  std::uint64_t before = 0;
+  for (std::uint64_t at = begin; at < end; ++at) {
+    const std::uint64_t start = number<std::uint32_t>(found.boundaries + 4 * at);
+    if (start <= before || start >= layout_.block_length) corrupt(place + "'s document starts are not ascending positions in the block");
+    before = start;
+  }
+  view.starts = file_.data() + found.boundaries + 4 * begin;
+  view.start_count = end - begin;
 }
 
 BlockView ArrowBlocks::block(std::uint64_t index) const {
@@ -104,7 +126,9 @@ BlockView ArrowBlocks::block(std::uint64_t index) const {
   if (row >= found.rows || (which + 1 < batch_count_ && found.rows != rows_per_batch_)) corrupt("batch " + std::to_string(which) + " has another length than the first");
   const std::size_t length = found.lengths == 0 ? layout_.block_length : number<std::uint32_t>(found.lengths + 4 * row);
   if (length > layout_.block_length) corrupt("block " + std::to_string(index) + " is longer than a block");
-  return {file_.data() + found.tokens + row * token_bytes(), length};
+  BlockView view{file_.data() + found.tokens + row * token_bytes(), length};
+  if (layout_.boundaries) find_starts(view, found, row, index);
+  return view;
 }
 
 void ArrowBlocks::prefetch(std::uint64_t index) const {

@@ -19,6 +19,9 @@ struct BlockLayout {
 struct BlockView {
   const std::uint8_t* tokens = nullptr;  // block_length of them
   std::size_t length = 0;                // tokens before the padding
+  // Where documents begin, other than at 0: ascending positions, below block_length, of 32 bits. None without the column.
+  const std::uint8_t* starts = nullptr;
+  std::size_t start_count = 0;
 };
 
 class ArrowBlocks {
@@ -37,8 +40,10 @@ class ArrowBlocks {
   struct Batch {
     std::uint64_t rows;
     std::uint64_t tokens, lengths;  // offsets in the file; 0 where there is no such column
+    std::uint64_t boundary_offsets, boundaries, boundary_count;
   };
   Batch batch(std::uint64_t index) const;
+  void find_starts(BlockView& view, const Batch& found, std::uint64_t row, std::uint64_t index) const;
   // A little-endian number at `offset` of the file.
   template <typename T>
   T number(std::uint64_t offset) const;

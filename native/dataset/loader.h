@@ -9,6 +9,12 @@
 
 namespace tinyllama {
 
+// (rows, block_length - 1) each: the inputs, and the next tokens, -1 in the padding. `first_keys` may be empty; else it receives where in the row the
+// input's document begins, 0 for one that goes on from the block before. The padding is a document of its own.
+struct Rows {
+  std::span<std::int32_t> tokens, targets, first_keys = {};
+};
+
 // Not for use by several threads.
 class Loader {
  public:
@@ -18,15 +24,17 @@ class Loader {
   std::uint64_t blocks() const { return blocks_.blocks(); }
   std::uint64_t sample_at(std::uint64_t index) { return order_.at(index); }
 
-  // Samples first, first + stride, …: row i of `tokens` (rows, block_length - 1) are the inputs, of `targets` the next tokens, -1 in the padding.
-  // Afterwards the pages of the next `ahead` samples are on their way. Throws Error for an id beyond the vocabulary, with its block.
-  void samples(std::uint64_t first, std::uint64_t stride, std::span<std::int32_t> tokens, std::span<std::int32_t> targets, std::uint64_t ahead);
+  // Samples first, first + stride, … fill the rows. Afterwards the pages of the next `ahead` samples are on their way. Throws Error for an id beyond
+  // the vocabulary, with its block.
+  void samples(std::uint64_t first, std::uint64_t stride, const Rows& rows, std::uint64_t ahead);
   // Blocks first, first + 1, … as they lie in the file.
-  void in_order(std::uint64_t first, std::span<std::int32_t> tokens, std::span<std::int32_t> targets);
+  void in_order(std::uint64_t first, const Rows& rows);
 
  private:
   std::size_t row_length() const { return blocks_.layout().block_length - 1; }
-  void read(std::uint64_t block, std::int32_t* tokens, std::int32_t* targets) const;
+  // How many rows there is room for.
+  std::size_t check(const Rows& rows) const;
+  void read(std::uint64_t block, const Rows& rows, std::size_t row) const;
 
   ArrowBlocks blocks_;
   std::uint64_t vocabulary_;

@@ -16,10 +16,14 @@ import { isWide } from "./TokenShards.ts"
 /** Files up to here are read once, to check their digest; of larger ones each block is checked when it is used. */
 const digestedBytes = 2 ** 32
 
-/** Rows of inputs and of targets, (rows, seq_len); a target of -1 is not scored. */
+/**
+ * Rows of inputs and of targets, (rows, seq_len); a target of -1 is not scored. `firstKeys`, where they were asked for: the position in the row at which
+ * the input's document begins.
+ */
 export interface Rows {
   readonly tokens: Int32Array
   readonly targets: Int32Array
+  readonly firstKeys?: Int32Array
 }
 
 export interface SampleLoader {
@@ -32,13 +36,23 @@ export interface SampleLoader {
   readonly inOrder: (first: number, count: number) => Effect.Effect<Rows, StageError>
 }
 
-/** Opens a split for as long as the scope lasts. Fails as corrupt when the file is not what the facts say. */
+/**
+ * Opens a split for as long as the scope lasts; `documents` asks for where documents begin. Fails as corrupt when the file is not what the facts say,
+ * as invalid input when the blocks do not tell where documents begin.
+ */
 export const openLoader = Effect.fn("SampleLoader.open")(function* (
   handle: ArtifactHandle,
   split: Split,
-  seed: number
+  seed: number,
+  { documents = false }: { readonly documents?: boolean } = {}
 ) {
   const facts = yield* factsOf(handle)
+  if (documents && facts.attention_reset !== true)
+    return yield* new StageError({
+      failure: "invalid-input",
+      message: `${handle.origin}: its blocks do not tell where documents begin, which document_mask: true needs`,
+      next: `set attention_reset: true on ${handle.origin.split(".")[0]}, or document_mask: false`
+    })
   const file = join(handle.folder, `${split}.arrow`)
   const place = `${handle.origin}: ${split}.arrow`
   const corrupt = (reason: string): StageError =>
@@ -81,7 +95,8 @@ export const openLoader = Effect.fn("SampleLoader.open")(function* (
   const filled = (count: number, fill: (rows: Rows) => void): Effect.Effect<Rows, StageError> =>
     Effect.try({
       try: () => {
-        const rows = { tokens: new Int32Array(count * facts.seq_len), targets: new Int32Array(count * facts.seq_len) }
+        const column = () => new Int32Array(count * facts.seq_len)
+        const rows = { tokens: column(), targets: column(), ...(documents ? { firstKeys: column() } : {}) }
         fill(rows)
         return rows
       },
@@ -92,8 +107,11 @@ export const openLoader = Effect.fn("SampleLoader.open")(function* (
     blocks,
     facts,
     samples: (first, count, stride = 1) =>
-      filled(count, ({ targets, tokens }) => native.samples(first, stride, tokens, targets, count)),
-    inOrder: (first, count) => filled(count, ({ targets, tokens }) => native.inOrder(first, tokens, targets))
+      filled(count, ({ firstKeys, targets, tokens }) =>
+        native.samples(first, stride, tokens, targets, count, firstKeys)
+      ),
+    inOrder: (first, count) =>
+      filled(count, ({ firstKeys, targets, tokens }) => native.inOrder(first, tokens, targets, firstKeys))
   }
   return loader
 })

@@ -25,10 +25,14 @@ export interface ParameterInfo {
   readonly offset: number
 }
 
-/** `tokens` and `targets` are (batch, length), row by row; a target below 0 is not scored. */
+/**
+ * `tokens` and `targets` are (batch, length), row by row; a target below 0 is not scored. `firstKeys`, as many, are the first position of its row that
+ * each token attends to, 0 to its own; without them it attends to all before it.
+ */
 export interface Batch {
   readonly tokens: Int32Array
   readonly targets: Int32Array
+  readonly firstKeys?: Int32Array
   readonly batch: number
   readonly length: number
 }
@@ -106,7 +110,7 @@ export interface NativeModel {
   discard(): Promise<void>
   score(batch: Batch): Promise<{ readonly logProbabilities: Float32Array; readonly greedy: Uint8Array }>
   /** All logits, (batch × length, vocab_size): for oracles and small checks, not for evaluation. */
-  logits(batch: Pick<Batch, "tokens" | "batch" | "length">): Promise<Float32Array>
+  logits(batch: Omit<Batch, "targets">): Promise<Float32Array>
   dispose(): void
 }
 
@@ -175,11 +179,18 @@ export interface Loader {
   sampleAt(index: number): number
   /**
    * Fills whole rows with the samples first, first + stride, …; targets are -1 in a block's padding. The pages of the next `ahead` samples are then on
-   * their way.
+   * their way. `firstKeys`, with a layout of boundaries, receives where in its row each input's document begins; the padding is one of its own.
    */
-  samples(first: number, stride: number, tokens: Int32Array, targets: Int32Array, ahead: number): void
+  samples(
+    first: number,
+    stride: number,
+    tokens: Int32Array,
+    targets: Int32Array,
+    ahead: number,
+    firstKeys?: Int32Array
+  ): void
   /** Fills whole rows with blocks from `first` on, as they lie in the file. */
-  inOrder(first: number, tokens: Int32Array, targets: Int32Array): void
+  inOrder(first: number, tokens: Int32Array, targets: Int32Array, firstKeys?: Int32Array): void
   dispose(): void
 }
 

@@ -160,7 +160,7 @@ export const packStage = defineStage({
     }),
     attention_reset: parameter(Schema.Boolean, {
       change: "identity",
-      describe: "keep where documents begin in each block, so that attention and positions can start anew there",
+      describe: "keep where documents begin in each block, which document_mask of pretrain needs",
       default: false
     }),
     litgpt: parameter(Schema.NullOr(LitGpt), {

@@ -77,13 +77,24 @@ const microBatchOf = (
       : Effect.succeed(CPU_MICRO_BATCH)
 
 /** Micro-batches of at most `size` rows of `length` tokens, as views. Every row counts in full, padding too: it is computed like all else. */
-const inBatches = ({ targets, tokens }: Rows, length: number, size: number): ReadonlyArray<TrainingBatch> => {
+const inBatches = (
+  { firstKeys, targets, tokens }: Rows,
+  length: number,
+  size: number
+): ReadonlyArray<TrainingBatch> => {
   const rows = tokens.length / length
   return Array.from({ length: Math.ceil(rows / size) }, (_, index) => {
     const [first, end] = [index * size, Math.min(rows, (index + 1) * size)]
     const part = (ids: Int32Array) => ids.subarray(first * length, end * length)
     const batch = end - first
-    return { tokens: part(tokens), targets: part(targets), batch, length, inputTokens: batch * length }
+    return {
+      tokens: part(tokens),
+      targets: part(targets),
+      ...(firstKeys === undefined ? {} : { firstKeys: part(firstKeys) }),
+      batch,
+      length,
+      inputTokens: batch * length
+    }
   })
 }
 
@@ -136,6 +147,12 @@ export const pretrainStage = defineStage({
       change: "identity",
       default: 524_288,
       describe: "Tokens per optimizer step, accumulated over micro-batches; rounded down to whole sequences."
+    }),
+    document_mask: parameter(Schema.Boolean, {
+      change: "identity",
+      default: false,
+      describe:
+        "Whether tokens attend to their own document alone; needs attention_reset of pack. false: to all of the block before them, as TinyLlama."
     }),
     lr: parameter(LearningRate, {
       change: budgetChange,
@@ -209,8 +226,9 @@ export const pretrainStage = defineStage({
   run: Effect.fn("pretrain")(function* (context) {
     const { inputs, log, params, threads, warn } = context
     const { model: shape, seed } = params
-    const data = yield* openLoader(inputs.data, "train", seed)
-    const heldOut = yield* openLoader(inputs.data, "validation", seed)
+    const documents = params.document_mask
+    const data = yield* openLoader(inputs.data, "train", seed, { documents })
+    const heldOut = yield* openLoader(inputs.data, "validation", seed, { documents })
     yield* checkFit(shape, data, inputs.data.origin)
 
     const samplesPerStep = Math.floor(params.batch_tokens / data.seqLen)
@@ -230,7 +248,7 @@ export const pretrainStage = defineStage({
     const epochs = totalSamples / data.blocks
     log(
       `${parameterCount(shape)} parameters, ${totalSteps} steps of ${samplesPerStep} × ${data.seqLen} tokens, ` +
-        `${data.blocks} blocks, ${epochs.toFixed(2)} epochs`
+        `${data.blocks} blocks, ${epochs.toFixed(2)} epochs${documents ? "; tokens attend to their own document alone" : ""}`
     )
     if (epochs > 1)
       warn(
@@ -282,7 +300,8 @@ export const pretrainStage = defineStage({
         logEvery: params.log_every,
         flopsPerToken: trainingFlops["6(N - E) + 6LAT"](shape, data.seqLen),
         flopsFormula:
-          "6 × (parameters - input embedding) + 6 × layers × heads × head size × seq_len (causal attention)",
+          "6 × (parameters - input embedding) + 6 × layers × heads × head size × seq_len (causal attention" +
+          (documents ? " over whole blocks, also what document_mask leaves out)" : ")"),
         advice: {
           diverged: "lower lr.peak or raise lr.warmup_steps, and look at the loss before that step in the log",
           memory: "lower micro_batch: batch_tokens keeps the step's size"

@@ -82,7 +82,12 @@ export const forecastImport = (
 
 /** Blocks that come of it; documents are held out whole, so both counts are estimates. `origins` name the sources. */
 export const forecastPack = (
-  params: { readonly seq_len: number; readonly weights: ReadonlyArray<number> | null; readonly validation: number },
+  params: {
+    readonly seq_len: number
+    readonly weights: ReadonlyArray<number> | null
+    readonly validation: number
+    readonly attention_reset: boolean
+  },
   sources: ReadonlyArray<Facts>,
   origins: ReadonlyArray<string> = []
 ): Forecast => {
@@ -108,6 +113,7 @@ export const forecastPack = (
     {
       ...passedOn(sources[0], ["tokenizer", "tokenizer_digest", "vocabulary_size", "bos", "eos"]),
       seq_len,
+      attention_reset: params.attention_reset ? true : undefined,
       train_blocks: known ? train : undefined,
       validation_blocks: known ? count(blocksOf(validation)) : undefined,
       mixture: known && train > 0 ? mixture : undefined

@@ -29,6 +29,7 @@ interface PretrainParams {
   readonly max_tokens: number
   readonly batch_tokens: number
   readonly micro_batch: number | "auto"
+  readonly document_mask: boolean
   readonly validate_every: number
   readonly validation_blocks: number
   readonly save_every: number
@@ -92,6 +93,7 @@ export const forecastPretrain = (
   const heldOut = Math.min(params.validation_blocks, numberIn(data, "validation_blocks") ?? params.validation_blocks)
   const validations = 2 + (params.validate_every > 0 ? Math.floor(totalSteps / params.validate_every) : 0)
   const tokens = totalSteps * tokensPerStep
+  // Of the causal half in full: what document_mask spares depends on the documents' lengths, and is a part of attention, the smaller part.
   const training = tokens * flopsPerToken(shape, seqLen)
   const validating = validations * heldOut * seqLen * forwardFlops(shape, seqLen)
   const retention = retentionOf(params, totalSteps)
@@ -121,7 +123,7 @@ export const forecastPretrain = (
     // The dataset is mapped, which costs no memory of its own; the held-out batches stay.
     memory:
       trainingMemory(shape, (params.micro_batch === "auto" ? CPU_MICRO_BATCH : params.micro_batch) * seqLen) +
-      heldOut * (blockBytes + 8 * seqLen),
+      heldOut * (blockBytes + (params.document_mask ? 12 : 8) * seqLen),
     ...(resumesAt === undefined ? {} : { resumesAt }),
     outputs: {
       state: {

@@ -213,6 +213,12 @@ it.effect("what cannot be computed is refused with the place", () =>
     assert.include(yield* refused(() => model.accumulate(withId("targets", 7, 500), 1)), "target 500 at index 7")
     assert.include(yield* refused(() => model.logits({ ...batch, length: 3 })), "tokens has 8 ids")
     assert.include(yield* refused(() => model.step({ ...optimizer, step: 0 })), "step counts from 1")
+    const firstKeys = (...keys: ReadonlyArray<number>) => ({ ...batch, firstKeys: Int32Array.from(keys) })
+    assert.include(
+      yield* refused(() => model.accumulate(firstKeys(0, 0, 3, 0, 0, 0, 0, 0), 1)),
+      "first key 3 at index 2 must lie between 0 and its position 2"
+    )
+    assert.include(yield* refused(() => model.score(firstKeys(0, 0, 0))), "first keys has 3 ids")
     assert.throws(() => model.read("weights", model.parameterCount - 1, 2), /outside the \d+ parameters/u)
     assert.throws(() => new native.Model({ ...config, num_key_value_heads: 4 }, { threads: 1 }), /multiple of/u)
     assert.throws(() => new native.Model({ ...config, hidden_size: 2.5 }, { threads: 1 }), /config\.hidden_size/u)

@@ -59,6 +59,41 @@ export const tinyDataset = Effect.fnUntraced(function* (sizes: {
   return artifactOf("PackedDataset", folder, { ...metadata, files }, "packed.dataset")
 })
 
+/** A dataset of these blocks, each a list of documents; what they leave free of a block is padding. */
+export const documentDataset = Effect.fnUntraced(function* (
+  blocks: Readonly<Record<Split, ReadonlyArray<ReadonlyArray<ReadonlyArray<number>>>>>,
+  options: { readonly padded: boolean }
+) {
+  const folder = yield* temporaryFolder
+  const metadata: DatasetMetadata = {
+    tokenizer: "llama-2",
+    tokenizer_digest: "0".repeat(64),
+    vocabulary_size: VOCABULARY,
+    bos: "document",
+    eos: "none",
+    seq_len: SEQ_LEN,
+    ...(options.padded ? { packing: "best-fit" as const } : {}),
+    attention_reset: true,
+    train_blocks: blocks.train.length,
+    validation_blocks: blocks.validation.length,
+    mixture: [],
+    accounting: []
+  }
+  const writeAll = Effect.fnUntraced(function* (split: Split) {
+    const writer = yield* openSplitWriter(folder, split, metadata)
+    for (const documents of blocks[split]) {
+      const block = writer.next()
+      const tokens = documents.flat()
+      block.set(tokens)
+      const starts = documents.slice(1).map((_, i) => documents.slice(0, i + 1).flat().length)
+      writer.describe(starts, tokens.length)
+    }
+    return (yield* Effect.promise(() => writer.close())).sha256
+  })
+  const files = { train: yield* writeAll("train"), validation: yield* writeAll("validation") }
+  return artifactOf("PackedDataset", folder, { ...metadata, files }, "packed.dataset")
+})
+
 /** A Documents artifact with one file of conversations, one per line. */
 export const conversationDocuments = Effect.fnUntraced(function* (lines: ReadonlyArray<string>) {
   const folder = yield* temporaryFolder

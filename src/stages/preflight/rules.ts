@@ -3,6 +3,7 @@ import type { Rule } from "../../pipeline/plan/Preflight.ts"
 import { batch } from "./Batch.ts"
 import { budget } from "./Budget.ts"
 import * as ContextLength from "./ContextLength.ts"
+import { documentMask } from "./DocumentMask.ts"
 import { access, retries } from "./Sources.ts"
 import { tokenizers, vocabulary } from "./Vocabulary.ts"
 
@@ -13,6 +14,7 @@ export const rules: ReadonlyArray<Rule> = [
   ContextLength.pretraining,
   ContextLength.fineTuning,
   batch,
+  documentMask,
   retries,
   access
 ]

@@ -152,6 +152,34 @@ const pretraining: ReadonlyArray<Case> = [
     says: /^missing: one step takes 2,048 tokens, the budget is 1,000/u
   },
   {
+    name: "a document mask that the data do not serve",
+    settings: "max_tokens: 51200, batch_tokens: 2048, document_mask: true",
+    data: good,
+    subject: "documents",
+    says: /^missing: document_mask is true, but packed\.dataset does not tell .* set attention_reset: true on packed,/u
+  },
+  {
+    name: "a document mask that the data serve",
+    settings: "max_tokens: 51200, batch_tokens: 2048, document_mask: true",
+    data: { ...good, attention_reset: true },
+    subject: "documents",
+    says: /^ok: packed\.dataset tells where documents begin/u
+  },
+  {
+    name: "a document mask on data not made yet",
+    settings: "max_tokens: 51200, batch_tokens: 2048, document_mask: true",
+    data: {},
+    subject: "documents",
+    says: /^ok: whether packed\.dataset tells .* is known once it is made/u
+  },
+  {
+    name: "nothing of documents without a mask",
+    settings: "max_tokens: 51200, batch_tokens: 2048",
+    data: good,
+    subject: "documents",
+    says: /^$/u
+  },
+  {
     name: "a micro-batch that is not full",
     settings: "max_tokens: 51200, batch_tokens: 2560, micro_batch: 8",
     data: good,
