@@ -6,13 +6,8 @@
 #include <cstdint>
 #include <numbers>
 
+#include "native/core/on_gpu_too.h"
 #include "native/core/philox.h"
-
-#ifdef __CUDACC__
-#define TINYLLAMA_ON_GPU_TOO __host__ __device__
-#else
-#define TINYLLAMA_ON_GPU_TOO
-#endif
 
 namespace tinyllama {
 

@@ -110,12 +110,19 @@ class Device {
   virtual void add(float* a, const float* b, std::int64_t count) = 0;
   // The sum of squares, accumulated in double over fixed blocks. Waits for the result.
   virtual double squared_norm(const float* values, std::int64_t count) = 0;
-  // rounded = weights in the compute type. Never called where that is f32.
+  // rounded = weights as bf16, to the nearest.
   virtual void round_weights(void* rounded, const float* weights, std::int64_t count) = 0;
   // AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay first, then the bias-corrected update. Leaves zeros in `gradients`,
   // and the new weights in `rounded` as round_weights does, where that is not null.
   virtual void adamw(float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
                      const AdamWArguments& arguments) = 0;
+  // out = the bf16 values, exactly.
+  virtual void widen(float* out, const std::uint16_t* values, std::int64_t count) = 0;
+  // adamw where weights and moments are bf16: computed in fp32, then each of the three rounded stochastically by random bits of (seed, step, `first` +
+  // its index, which of the three): native/device/stochastic_adamw.h. `first` is the index of element 0 in the whole model, so that any split into
+  // calls and devices gives the same bits, and so do all devices. Leaves zeros in `gradients`.
+  virtual void adamw_stochastic(std::uint16_t* weights, std::uint16_t* first_moment, std::uint16_t* second_moment, float* gradients,
+                                std::int64_t count, std::int64_t first, std::uint64_t seed, const AdamWArguments& arguments) = 0;
 };
 
 }  // namespace tinyllama

@@ -11,6 +11,7 @@
 #include "native/device/cpu/gemm.h"
 #include "native/device/cpu/linear_loss.h"
 #include "native/device/cpu/pointwise.h"
+#include "native/device/cpu/stochastic_adamw.h"
 
 namespace tinyllama {
 namespace {
@@ -98,10 +99,17 @@ class CpuDevice final : public Device {
   }
   void add(float* a, const float* b, std::int64_t count) override { tinyllama::add(context_, a, b, count); }
   double squared_norm(const float* values, std::int64_t count) override { return tinyllama::squared_norm(context_, values, count); }
-  void round_weights(void*, const float*, std::int64_t) override { throw Error("the CPU computes in fp32: there is nothing to round"); }
+  void round_weights(void* rounded, const float* weights, std::int64_t count) override {
+    tinyllama::round_weights(context_, static_cast<std::uint16_t*>(rounded), weights, count);
+  }
   void adamw(float* weights, void*, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
              const AdamWArguments& arguments) override {
     tinyllama::adamw(context_, weights, first_moment, second_moment, gradients, count, arguments);
+  }
+  void widen(float* out, const std::uint16_t* values, std::int64_t count) override { tinyllama::widen(context_, out, values, count); }
+  void adamw_stochastic(std::uint16_t* weights, std::uint16_t* first_moment, std::uint16_t* second_moment, float* gradients, std::int64_t count,
+                        std::int64_t first, std::uint64_t seed, const AdamWArguments& arguments) override {
+    tinyllama::adamw_stochastic(context_, weights, first_moment, second_moment, gradients, count, first, seed, arguments);
   }
 
  private:

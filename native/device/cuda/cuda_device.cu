@@ -130,6 +130,11 @@ class CudaDevice final : public Device {
              const AdamWArguments& arguments) override {
     cuda::adamw(bind(), weights, rounded, first_moment, second_moment, gradients, count, arguments);
   }
+  void widen(float* out, const std::uint16_t* values, std::int64_t count) override { cuda::widen(bind(), out, values, count); }
+  void adamw_stochastic(std::uint16_t* weights, std::uint16_t* first_moment, std::uint16_t* second_moment, float* gradients, std::int64_t count,
+                        std::int64_t first, std::uint64_t seed, const AdamWArguments& arguments) override {
+    cuda::adamw_stochastic(bind(), weights, first_moment, second_moment, gradients, count, first, seed, arguments);
+  }
 
  private:
   // Calls come from several threads, one at a time; CUDA's current device belongs to the thread.

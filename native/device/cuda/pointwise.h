@@ -26,5 +26,8 @@ double squared_norm(CudaContext& context, const float* values, std::int64_t coun
 void round_weights(CudaContext& context, void* rounded, const float* weights, std::int64_t count);
 void adamw(CudaContext& context, float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients,
            std::int64_t count, const AdamWArguments& arguments);
+void widen(CudaContext& context, float* out, const std::uint16_t* values, std::int64_t count);
+void adamw_stochastic(CudaContext& context, std::uint16_t* weights, std::uint16_t* first_moment, std::uint16_t* second_moment, float* gradients,
+                      std::int64_t count, std::int64_t first, std::uint64_t seed, const AdamWArguments& arguments);
 
 }  // namespace tinyllama::cuda
