@@ -19,6 +19,7 @@ export type {
   Parameters,
   Previous,
   Progress,
+  Ranks,
   StageContext,
   StageServices,
   StageType

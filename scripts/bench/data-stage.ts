@@ -15,6 +15,7 @@ import { type ArtifactHandle, type ArtifactType, Facts } from "../../src/artifac
 import type { AnyStageType } from "../../src/pipeline/StageType.ts"
 import { packStage } from "../../src/stages/Pack.ts"
 import { tokenizeStage } from "../../src/stages/Tokenize.ts"
+import { alone } from "../../src/pipeline/run/Ranks.ts"
 
 const [name, input = "", output = "", threads = "1", given = "{}"] = process.argv.slice(2)
 const stage: AnyStageType = name === "pack" ? packStage : tokenizeStage
@@ -54,6 +55,7 @@ const run = Effect.gen(function* () {
     previous: undefined,
     baseDirectory: input,
     threads: Number(threads),
+    ranks: alone,
     progress: sample,
     log: () => undefined,
     warn: (line: string) => console.error(line),

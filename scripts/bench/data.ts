@@ -27,7 +27,7 @@ import { readPieces } from "../../src/data/Decompression.ts"
 import { encodeList } from "../../src/data/Documents.ts"
 import { PackedDatasetFacts } from "../../src/data/PackedDataset.ts"
 import { load } from "../../src/engine/Native.ts"
-import { workerFlags } from "../../src/pipeline/run/LocalExecutor.ts"
+import { workerFlags } from "../../src/pipeline/run/WorkerProcess.ts"
 import { loadTokenizer } from "../../src/engine/Tokenizer.ts"
 import { syntheticDataset } from "./synthetic-dataset.ts"
 

@@ -114,6 +114,19 @@ export interface Share {
   readonly of: number
 }
 
+/** One of `size` processes that do an attempt's work together, in step. run/Ranks.ts reads it from what the launcher says. */
+export interface Ranks {
+  /** From 0. Rank 0 speaks for all: its progress and its facts are the attempt's. */
+  readonly rank: number
+  readonly size: number
+  /** Among the ranks of this machine: which GPU is this one's. */
+  readonly localRank: number
+  readonly localSize: number
+  /** Where rank 0 listens for the others; undefined where no launcher says. */
+  readonly master: { readonly address: string; readonly port: number } | undefined
+  readonly launcher: "none" | "environment" | "mpirun" | "mpiexec" | "srun"
+}
+
 /** GPUs of the machine that a plan is made for, which need not be this one. */
 export interface Gpus {
   readonly count: number
@@ -138,6 +151,8 @@ export interface StageContext<P, I> {
   readonly threads: number
   /** For stage types with `shares`: do this share alone, beside others that do theirs in the same work folder, and fail with ShareDone. */
   readonly share?: Share | undefined
+  /** For stage types with `ranks`: which of the processes this one is. All have the same job, work folder and output folders. */
+  readonly ranks: Ranks
   readonly progress: (reading: Progress) => void
   /** A line for the stage's log, shown to the user; `warn` stands out and is repeated in the summary. */
   readonly log: (line: string) => void
@@ -239,6 +254,8 @@ export interface StageType<
   modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number, gpus?: Gpus): Effect.Effect<number | undefined>
   /** Several processes may do the work together, a share each (StageContext.share). An attempt without a share takes what is done, and does the rest. */
   readonly shares?: true
+  /** Several processes may do the work together, in step (StageContext.ranks); as many as `resources.gpus` where the file does not say. */
+  readonly ranks?: true
   /** runner: so light that a process of its own would cost more than the work; no native code, nothing that blocks. Default worker. */
   readonly runsIn?: "worker" | "runner"
   /** What a changed observation does; additive: `run` tells by itself which parts are still what they were. Default identity. */

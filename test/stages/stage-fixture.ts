@@ -11,6 +11,7 @@ import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, FileSystem, Layer, Schema } from "effect"
 import { type ArtifactHandle, type ArtifactType, Facts } from "../../src/artifacts/Artifact.ts"
+import { alone } from "../../src/pipeline/run/Ranks.ts"
 import type {
   AnyStageType,
   Decoded,
@@ -140,6 +141,7 @@ export const runStage = Effect.fnUntraced(
       baseDirectory,
       threads: options.threads ?? Math.min(2, availableParallelism()),
       share: options.share,
+      ranks: alone,
       progress: (reading) => void progress.push(reading),
       log: (line) => void logs.push(line),
       warn: (line) => void warnings.push(line),

@@ -62,6 +62,17 @@ export const resources = object({
     description: "Disk space that the stage's work and outputs may take, say 200GiB."
   },
   gpus: { type: "integer", minimum: 0, default: 0, description: "GPUs that the stage takes." },
+  ranks: {
+    type: "integer",
+    minimum: 1,
+    description:
+      "Processes that do the work together, in step; one a GPU by default. They start by the RANK, WORLD_SIZE convention: under mpirun where they are more than the GPUs."
+  },
+  nodes: {
+    type: "integer",
+    minimum: 1,
+    description: "Machines that the ranks are spread over, where a cluster runs the stage."
+  },
   gpu: {
     enum: [...gpuKinds],
     description: "The kind of those GPUs: `plan` reckons the stage's time with their peak."

@@ -37,6 +37,10 @@ export interface Resources {
   /** Bytes that the stage's work and outputs may take. */
   readonly disk?: number
   readonly gpus: number
+  /** Processes that do the work together, in step. */
+  readonly ranks: number
+  /** Machines of a cluster that the ranks are spread over; undefined: as the cluster likes. */
+  readonly nodes?: number
   /** Of which kind they are, for estimates. */
   readonly gpu?: GpuKind
 }

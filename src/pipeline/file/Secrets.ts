@@ -137,3 +137,24 @@ export const scrubDeep = <A>(value: A, scrub: Scrub): A => {
   // Events and facts are plain JSON: the same shape comes back.
   return clean as A
 }
+
+/** A value may be torn between two reads: the last line is held back until it ends, or is longer than any secret. */
+const longestHeld = 1 << 16
+
+/** Passes a process's output on, line by line, scrubbed; `end` passes on what is left. */
+export const scrubbedOutput = (scrub: Scrub, write: (text: string) => void) => {
+  let held = ""
+  return {
+    take: (text: string): void => {
+      const clean = scrub(held + text)
+      const lineEnd = clean.lastIndexOf("\n") + 1
+      const cut = lineEnd > 0 ? lineEnd : clean.length > 2 * longestHeld ? clean.length - longestHeld : 0
+      if (cut > 0) write(clean.slice(0, cut))
+      held = clean.slice(cut)
+    },
+    end: (): void => {
+      if (held !== "") write(scrub(held))
+      held = ""
+    }
+  }
+}

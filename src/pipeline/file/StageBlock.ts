@@ -130,19 +130,58 @@ export const decodeResources = (
   path: string,
   report: Array<Diagnostic>
 ): Resources => {
-  if (block !== undefined) checkKeys(block, path, ["cpus", "memory", "disk", "gpus", "gpu"], "resources", report)
+  if (block !== undefined)
+    checkKeys(block, path, ["cpus", "memory", "disk", "gpus", "gpu", "ranks", "nodes"], "resources", report)
   const cpus = nodeOf(block, "cpus")
   const all = cpus?._tag === "scalar" && cpus.value === "all"
   const memory = bytesAt(block, "memory", path, report)
   const disk = bytesAt(block, "disk", path, report)
   const gpu = gpuAt(block, path, report)
+  const gpus = integerAt(block, "gpus", path, 0, report) ?? 0
+  const ranks = ranksAt(block, type, gpus, path, report)
+  const nodes = nodesAt(block, ranks, path, report)
   return {
     cpus: all ? "all" : (integerAt(block, "cpus", path, 1, report) ?? type?.cpus ?? 1),
-    gpus: integerAt(block, "gpus", path, 0, report) ?? 0,
+    gpus,
+    ranks,
+    ...(nodes === undefined ? {} : { nodes }),
     ...(memory === undefined ? {} : { memory }),
     ...(disk === undefined ? {} : { disk }),
     ...(gpu === undefined ? {} : { gpu })
   }
+}
+
+/** One a GPU by default, for types whose work can be done in ranks. */
+const ranksAt = (
+  block: MappingNode | undefined,
+  type: AnyStageType | undefined,
+  gpus: number,
+  path: string,
+  report: Array<Diagnostic>
+): number => {
+  const written = integerAt(block, "ranks", path, 1, report)
+  const able = type === undefined || type.ranks === true
+  const node = nodeOf(block, "ranks")
+  if (written !== undefined && written > 1 && !able && node !== undefined) {
+    const message = `is ${written}, but one process does the work of ${type.name}; leave it out`
+    report.push(diagnose(node.span, `${path}.ranks`, message))
+  }
+  return written ?? (type?.ranks === true ? Math.max(1, gpus) : 1)
+}
+
+const nodesAt = (
+  block: MappingNode | undefined,
+  ranks: number,
+  path: string,
+  report: Array<Diagnostic>
+): number | undefined => {
+  const nodes = integerAt(block, "nodes", path, 1, report)
+  const node = nodeOf(block, "nodes")
+  if (nodes !== undefined && nodes > ranks && node !== undefined) {
+    const message = `is ${nodes}, more than the stage has ranks (${ranks}): a machine without a rank does nothing`
+    report.push(diagnose(node.span, `${path}.nodes`, message))
+  }
+  return nodes
 }
 
 const gpuAt = (block: MappingNode | undefined, path: string, report: Array<Diagnostic>): GpuKind | undefined => {

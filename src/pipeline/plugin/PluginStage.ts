@@ -47,6 +47,7 @@ const fields = {
   ),
   cpus: Schema.optionalKey(Schema.Union([Schema.Literal("all"), Schema.Int.check(Schema.isGreaterThan(0))])),
   shares: Schema.optionalKey(Schema.Literal(true)),
+  ranks: Schema.optionalKey(Schema.Literal(true)),
   runsIn: Schema.optionalKey(Schema.Literals(["worker", "runner"])),
   observationChange: Schema.optionalKey(Schema.Literals(["identity", "additive"])),
   observe: Schema.optionalKey(Function_),

@@ -1,6 +1,7 @@
 /** Executes one attempt of one stage somewhere. LocalExecutor starts a worker process on this machine. */
 import { Context, type Duration, type Effect, Schema } from "effect"
 import { ArtifactHandle, Facts } from "../../artifacts/Artifact.ts"
+import type { Resources } from "../file/ResolvedPipeline.ts"
 import type { AttemptSecrets } from "../file/Secrets.ts"
 import type { Preempted, ShareDone, StageError } from "../StageType.ts"
 
@@ -27,11 +28,13 @@ export const Job = Schema.Struct({
   baseDirectory: Schema.String,
   threads: Schema.Int,
   /** To do this share of the work alone. */
-  share: Schema.optionalKey(Schema.Struct({ index: Schema.Int, of: Schema.Int }))
+  share: Schema.optionalKey(Schema.Struct({ index: Schema.Int, of: Schema.Int })),
+  /** Names of the environment variables whose values must not stand in anything the worker says, where it writes that to files itself. */
+  secrets: Schema.optionalKey(Schema.Array(Schema.String))
 })
 export type Job = typeof Job.Type
 
-/** What a worker says on fd 3, one JSON object a line. Exactly one of the last four ends the attempt. */
+/** What a worker says on fd 3 or in its events file, one JSON object a line. Exactly one of the last four ends the attempt. */
 export const WorkerEvent = Schema.TaggedUnion({
   Progress: {
     done: Schema.Finite,
@@ -56,13 +59,15 @@ export interface Attempt {
   readonly secrets: AttemptSecrets
   /** Where the stage type says that it runs. */
   readonly runsIn: "worker" | "runner"
+  /** What it may take, and of how many ranks it is. */
+  readonly resources: Resources
   readonly timeout: Duration.Duration | undefined
   readonly grace: Duration.Duration
   /** Completes when the attempt shall save and stop. */
   readonly stop: Effect.Effect<void>
   readonly onEvent: (event: WorkerEvent) => Effect.Effect<void>
-  /** Called once with the process that does the work, so that a lock can name it. */
-  readonly onStart: (pid: number) => Effect.Effect<void>
+  /** Called with the processes that do the work, again when more are known, so that a lock can name them. */
+  readonly onStart: (pids: ReadonlyArray<number>) => Effect.Effect<void>
 }
 
 export class Executor extends Context.Service<

@@ -79,6 +79,7 @@ export const executeAttempt = Effect.fnUntraced(function* (
       return { _tag: "Executed", number, folders, facts, effort } satisfies Executed
     }
     const diverged = yield* Deferred.make<StageError>()
+    const secrets = context.secrets.of(stage)
     const execution = executor.execute({
       folder,
       job: {
@@ -91,15 +92,18 @@ export const executeAttempt = Effect.fnUntraced(function* (
         work,
         previous: previousJob(stage, decision.previous),
         baseDirectory: context.pipeline.baseDirectory,
-        threads: cpus,
-        ...(share === undefined ? {} : { share })
+        // Each rank has its part of the stage's cores.
+        threads: Math.max(1, Math.floor(cpus / stage.resources.ranks)),
+        ...(share === undefined ? {} : { share }),
+        ...(secrets.granted.size === 0 ? {} : { secrets: Array.from(secrets.granted.keys()) })
       },
-      secrets: context.secrets.of(stage),
+      secrets,
       runsIn: stage.type.runsIn ?? "worker",
+      resources: stage.resources,
       timeout: stage.timeout,
       grace: stage.grace,
       stop: Effect.raceFirst(context.stop, Effect.asVoid(Deferred.await(diverged))),
-      onStart: lock.setWorker,
+      onStart: lock.setWorkers,
       onEvent: (event) => Effect.andThen(relay(context, stage, number, event), watch(stage, event, diverged))
     })
     const ended = yield* Effect.result(execution)

@@ -4,17 +4,19 @@ import { Effect } from "effect"
 import type { ArtifactHandle } from "../../artifacts/Artifact.ts"
 import type { Job, WorkerEvent } from "./Executor.ts"
 import { decodeParams } from "../file/Parameters.ts"
+import { alone } from "./Ranks.ts"
 import { StageRegistry } from "../StageRegistry.ts"
-import { type AnyStageType, type Progress, type StageContext, StageError } from "../StageType.ts"
+import { type AnyStageType, type Progress, type Ranks, type StageContext, StageError } from "../StageType.ts"
 
 /** Readings closer together than this are dropped, the last one never. */
 const progressIntervalMillis = 100
 
-/** Decodes the job's parameters and runs its stage; `emit` hears progress, log lines and warnings. */
+/** Decodes the job's parameters and runs its stage; `emit` hears progress, log lines and warnings. `ranks`: of those that do this job together. */
 export const runJob = Effect.fnUntraced(function* (
   job: Job,
   emit: (event: WorkerEvent) => void,
-  stopRequested: () => boolean
+  stopRequested: () => boolean,
+  ranks: Ranks = alone
 ) {
   const registry = yield* StageRegistry
   const type = yield* registry
@@ -45,6 +47,7 @@ export const runJob = Effect.fnUntraced(function* (
     baseDirectory: job.baseDirectory,
     threads: job.threads,
     share: job.share,
+    ranks,
     progress: throttled((reading) =>
       emit({
         _tag: "Progress",

@@ -1,47 +1,101 @@
 /**
- * The inside of a worker process: reads the job, runs the stage, says on fd 3 what happens. It ends at once when its runner is gone, so that
+ * The inside of a worker process: reads the job, runs the stage, says what happens. It ends at once when its runner is gone, so that
  * nothing writes into a work folder that another runner may have taken over.
  */
 import { mkdirSync, readFileSync, writeSync } from "node:fs"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
-import { Cause, Effect, Exit, Layer, Schema } from "effect"
+import { Cause, Effect, Exit, Layer, Redacted, Result, Schema } from "effect"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import { diskFailure } from "../../artifacts/DurableFile.ts"
+import { appendTo, rankFile } from "./EventsFile.ts"
 import { Job, WorkerEvent } from "./Executor.ts"
+import { alone, ranksOf } from "./Ranks.ts"
+import { connectToRunner } from "./RunnerLink.ts"
 import { runJob } from "./StageJob.ts"
+import { type Scrub, scrubber, scrubDeep, scrubbedOutput } from "../file/Secrets.ts"
 import type { StageRegistry } from "../StageRegistry.ts"
-import { Preempted, ShareDone, StageError } from "../StageType.ts"
+import { Preempted, type Ranks, ShareDone, StageError } from "../StageType.ts"
 
 const decodeJob = Schema.decodeUnknownEffect(Schema.fromJsonString(Job))
 const encodeEvent = Schema.encodeSync(Schema.fromJsonString(WorkerEvent))
 
-/** `node worker.ts job.json` repeats an attempt by hand: its events go to stdout, and stdin does not matter. */
+/**
+ * `node worker.ts job.json` repeats an attempt by hand, also under mpirun: rank 0's events go to stdout, and stdin does not matter.
+ *   --events=3        events on fd 3; ends with its stdin
+ *   --events=FILE     events appended to the file, of other ranks beside it
+ *   --runner=SOCKET   ends when the connection does
+ */
 export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
-  const [jobFile = "", events] = process.argv.slice(2)
-  const underRunner = events === "--events=3"
-  const emit = underRunner ? emitTo(3) : emitTo(1)
-  if (underRunner) endWithRunner()
+  const [jobFile = "", ...options] = process.argv.slice(2)
+  const option = (name: string) => options.find((one) => one.startsWith(`--${name}=`))?.slice(name.length + 3)
   const stop = { requested: false }
-  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => (stop.requested = true))
+  // SIGUSR2 too: mpirun passes it on, and of a SIGTERM it makes a SIGKILL.
+  for (const signal of ["SIGTERM", "SIGINT", "SIGUSR2"] as const) process.on(signal, () => (stop.requested = true))
+  const place = ranksOf(process.env)
+  const ranks = Result.getOrElse(place, () => alone)
+  const events = option("events")
+  const say = emitter(events, ranks)
+  const runner = option("runner")
+  if (events === "3") endWithRunner()
+  if (runner !== undefined) connectToRunner(runner, ranks.rank, endNow)
 
   const services = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer, FetchHttpClient.layer, registry)
+  let emit = say
   const attempt = Effect.try(() => readFileSync(jobFile, "utf8")).pipe(
     Effect.flatMap(decodeJob),
     Effect.orDie,
-    // By hand: the runner's attempt has moved them into the store.
-    Effect.tap(({ outputs }) =>
+    Effect.tap((job) =>
       Effect.sync(() => {
-        for (const folder of Object.values(outputs)) mkdirSync(folder, { recursive: true })
+        if (events !== undefined && events !== "3") emit = scrubbed(job.secrets ?? [], say)
+        // By hand: the runner's attempt has moved them into the store.
+        for (const folder of Object.values(job.outputs)) mkdirSync(folder, { recursive: true })
       })
     ),
-    Effect.flatMap((job) => runJob(job, emit, () => stop.requested)),
+    Effect.flatMap((job) =>
+      Effect.andThen(
+        Effect.fromResult(place),
+        runJob(
+          job,
+          (event) => emit(event),
+          () => stop.requested,
+          ranks
+        )
+      )
+    ),
     Effect.provide(services)
   )
   Effect.runFork(attempt).addObserver((exit) => {
     emit(finalEvent(exit))
     process.exit(0)
   })
+}
+
+/** Rank 0 speaks for all; of the others only warnings and the last word are kept, where there is a place for them. */
+const emitter = (events: string | undefined, { rank }: Ranks): ((event: WorkerEvent) => void) => {
+  const toFile = events !== undefined && events !== "3"
+  if (rank === 0) return toFile ? appendTo(events) : emitTo(events === "3" ? 3 : 1)
+  const say = toFile ? appendTo(rankFile(events, rank)) : emitTo(2)
+  return (event) => {
+    if (event._tag !== "Progress" && event._tag !== "Log") say(event)
+  }
+}
+
+/** No runner reads along: what the worker says and prints must bear no secret from here on. Native code prints none: it knows no environment. */
+const scrubbed = (names: ReadonlyArray<string>, say: (event: WorkerEvent) => void): ((event: WorkerEvent) => void) => {
+  if (names.length === 0) return say
+  const scrub = scrubber(new Map(names.map((name) => [name, Redacted.make(process.env[name] ?? "")] as const)))
+  for (const fd of [1, 2]) scrubPrints(fd === 1 ? process.stdout : process.stderr, scrub, fd)
+  return (event) => say(scrubDeep(event, scrub))
+}
+
+const scrubPrints = (output: NodeJS.WriteStream, scrub: Scrub, fd: number): void => {
+  const lines = scrubbedOutput(scrub, (text) => writeSync(fd, text))
+  output.write = (chunk: string | Uint8Array): boolean => {
+    lines.take(typeof chunk === "string" ? chunk : Buffer.from(chunk).toString("utf8"))
+    return true
+  }
+  process.on("exit", lines.end)
 }
 
 const finalEvent = (

@@ -27,7 +27,9 @@ export const Claim = Schema.Struct({
   /** ISO 8601. */
   since: Schema.String,
   /** A worker that writes on the holder's behalf; whoever takes over ends it first. */
-  worker: Schema.optionalKey(ProcessId)
+  worker: Schema.optionalKey(ProcessId),
+  /** More of them, where several work together. */
+  ranks: Schema.optionalKey(Schema.Array(ProcessId))
 })
 export type Claim = typeof Claim.Type
 
@@ -55,8 +57,8 @@ export class LockHeld extends Schema.TaggedError<LockHeld>()("LockHeld", {
 export interface Lock {
   /** Dead holders whose claims were removed. */
   readonly takenOver: ReadonlyArray<Claim>
-  /** Names the process that writes on our behalf. */
-  readonly setWorker: (pid: number) => Effect.Effect<void>
+  /** Names the processes that write on our behalf. */
+  readonly setWorkers: (pids: ReadonlyArray<number>) => Effect.Effect<void>
 }
 
 /** Takes the lock until the scope closes, or fails at once with the live holder. */
@@ -80,7 +82,11 @@ export const acquireLock = Effect.fnUntraced(function* (prefix: string, what: st
   yield* heart(won)
   const lock: Lock = {
     takenOver,
-    setWorker: (pid) => Effect.ignore(Effect.provideContext(save({ ...claim, worker: identify(pid) }), services))
+    setWorkers: ([first, ...others]) => {
+      const worker = first === undefined ? {} : { worker: identify(first) }
+      const ranks = others.length === 0 ? {} : { ranks: others.map(identify) }
+      return Effect.ignore(Effect.provideContext(save({ ...claim, ...worker, ...ranks }), services))
+    }
   }
   return lock
 })
@@ -124,7 +130,7 @@ const sortClaims = Effect.fnUntraced(function* (prefix: string, token: string) {
   for (const found of yield* readClaims(prefix, token)) {
     if ((yield* isAlive(found)) || (yield* beatsStill(found))) live.push(found)
     else {
-      yield* endWorker(found.claim)
+      yield* endWorkers(found.claim)
       yield* Effect.ignore(fs.remove(found.file, { force: true }))
       if (found.won) dead.push(found.claim)
     }
@@ -172,7 +178,7 @@ export const removeDeadClaims = Effect.fn("removeDeadClaims")(function* (folder:
   const fs = yield* FileSystem.FileSystem
   for (const found of yield* readClaimsIn(folder, () => true)) {
     if ((yield* isAlive(found)) || (yield* beatsStill(found))) continue
-    yield* endWorker(found.claim)
+    yield* endWorkers(found.claim)
     yield* Effect.ignore(fs.remove(found.file, { force: true }))
   }
 })
@@ -261,12 +267,13 @@ const beatsStill = Effect.fnUntraced(function* ({ claim, file, heartbeat }: Foun
   return info !== undefined && Option.getOrUndefined(info.mtime)?.getTime() !== heartbeat
 })
 
-/** Ends the worker of a dead holder, so that it cannot write beside its successor's. */
-const endWorker = Effect.fnUntraced(function* (claim: Claim) {
-  const { worker } = claim
-  if (worker === undefined || claim.machine !== machineId()) return
-  while (processRuns(worker)) {
-    yield* Effect.sync(() => killQuietly(worker.pid))
+/** Ends the workers of a dead holder, so that they cannot write beside its successor's. */
+const endWorkers = Effect.fnUntraced(function* ({ machine, ranks = [], worker }: Claim) {
+  if (worker === undefined || machine !== machineId()) return
+  const all = [worker, ...ranks]
+  for (let living = all; ; living = living.filter(processRuns)) {
+    for (const { pid } of living.filter(processRuns)) yield* Effect.sync(() => killQuietly(pid))
+    if (!living.some(processRuns)) return
     yield* Effect.sleep(10)
   }
 })

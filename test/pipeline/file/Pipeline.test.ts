@@ -347,7 +347,7 @@ profiles:
       assert.deepStrictEqual(last?.inputs["extra"], [])
       assert.deepStrictEqual(last?.needs, ["second", "first", "third"])
       assert.strictEqual(last?.resources.cpus, "all")
-      assert.deepStrictEqual(second?.resources, { cpus: 3, memory: 2 ** 31, gpus: 0 })
+      assert.deepStrictEqual(second?.resources, { cpus: 3, memory: 2 ** 31, gpus: 0, ranks: 1 })
       assert.strictEqual(second?.retry.times, 0)
       assert.strictEqual(first?.retry.times, 5)
       assert.strictEqual(Duration.toSeconds(first?.retry.base ?? 0), 10)

@@ -64,6 +64,7 @@ const attempt = (at: string, what: typeof how.Type, options: Partial<Attempt> = 
     threads: 1
   },
   runsIn: "runner",
+  resources: { cpus: 1, gpus: 0, ranks: 1 },
   secrets: { granted: new Map(), withheld: [], scrub: (text) => text },
   timeout: undefined,
   grace: Duration.seconds(5),

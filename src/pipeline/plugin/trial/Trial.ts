@@ -122,6 +122,7 @@ const attempt = Effect.fnUntraced(function* (subject: Subject, folder: string, p
           threads: plan.threads
         },
         runsIn: "worker",
+        resources: { cpus: plan.threads, gpus: 0, ranks: 1 },
         secrets: subject.secrets,
         timeout: subject.timeout,
         grace: subject.grace,
