@@ -15,31 +15,18 @@
 #include "native/core/error.h"
 #include "native/device/open_device.h"
 #include "native/model/kernel_timing.h"
-#include "native/model/llama.h"
 #include "native/model/memory_plan.h"
-#include "native/optimizer/adamw.h"
+#include "native/distributed/single_communicator.h"
+#include "native/training/training_engine.h"
 
 namespace tinyllama {
 
 namespace {
 
-struct EngineOptions {
-  DeviceOptions device;
-  Recompute recompute = Recompute::none;
-};
-
 // What a JavaScript Model owns. Workers share it, so that a model can be disposed of while one of its calls runs.
-struct Engine {
-  Engine(const LlamaConfig& config, const EngineOptions& options)
-      : device(open_device(options.device)), llama(*device, config, options.recompute), optimizer(*device, llama.layout()) {}
-  std::unique_ptr<Device> device;
-  Llama llama;
-  AdamW optimizer;
-};
-
 class EngineHandle {
  public:
-  explicit EngineHandle(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
+  explicit EngineHandle(std::unique_ptr<TrainingEngine> engine) : engine_(std::move(engine)) {}
 
   // One call at a time; after dispose() every call throws.
   template <typename Call>
@@ -55,7 +42,7 @@ class EngineHandle {
 
  private:
   std::mutex mutex_;
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<TrainingEngine> engine_;
 };
 
 LlamaConfig read_config(const Napi::Value& value) {
@@ -150,12 +137,23 @@ OwnedBatch read_batch(const Napi::Value& value, bool with_targets) {
   return batch;
 }
 
-ParameterBuffer& state(Engine& engine, const std::string& kind) {
-  if (kind == "weights") return engine.llama.weights();
-  if (kind == "gradients") return engine.llama.gradients();
-  if (kind == "firstMoment") return engine.optimizer.first_moment();
+void read_state(TrainingEngine& engine, const std::string& kind, std::int64_t offset, std::int64_t length, float* out) {
+  if (kind == "weights") return engine.store.weights().read(offset, length, out);
+  if (kind == "gradients") return engine.store.read_gradients(offset, length, out);
+  if (kind == "firstMoment") return engine.optimizer.first_moment().read(offset, length, out);
   require(kind == "secondMoment", "kind must be \"weights\", \"gradients\", \"firstMoment\" or \"secondMoment\", got \"" + kind + "\"");
-  return engine.optimizer.second_moment();
+  engine.optimizer.second_moment().read(offset, length, out);
+}
+
+void write_state(TrainingEngine& engine, const std::string& kind, std::int64_t offset, std::int64_t length, const float* values) {
+  if (kind == "weights") {
+    engine.store.weights().write(offset, length, values);
+    return engine.store.weights_written();
+  }
+  if (kind == "gradients") return engine.store.write_gradients(offset, length, values);
+  if (kind == "firstMoment") return engine.optimizer.first_moment().write(offset, length, values);
+  require(kind == "secondMoment", "kind must be \"weights\", \"gradients\", \"firstMoment\" or \"secondMoment\", got \"" + kind + "\"");
+  engine.optimizer.second_moment().write(offset, length, values);
 }
 
 Napi::Float32Array to_float32_array(Napi::Env env, const std::vector<float>& values) {
@@ -180,8 +178,10 @@ class Model : public Napi::ObjectWrap<Model> {
     const LlamaConfig config = read_config(info[0]);
     const EngineOptions options = read_options(info[1]);
     layout_ = parameter_layout(config);
-    handle_ = std::make_shared<EngineHandle>(std::make_unique<Engine>(config, options));
-    device_name_ = handle_->use([](Engine& engine) { return engine.device->name(); });
+    std::unique_ptr<Device> device = open_device(options.device);
+    std::unique_ptr<Communicator> world = make_single_communicator(*device);
+    handle_ = std::make_shared<EngineHandle>(std::make_unique<TrainingEngine>(std::move(device), std::move(world), config, options));
+    device_name_ = handle_->use([](TrainingEngine& engine) { return engine.device->name(); });
   }
 
  private:
@@ -210,13 +210,13 @@ class Model : public Napi::ObjectWrap<Model> {
   Napi::Value device_name(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), device_name_); }
 
   Napi::Value memory_in_use(const Napi::CallbackInfo& info) {
-    const std::size_t bytes = handle_->use([](Engine& engine) { return engine.device->memory_in_use(); });
+    const std::size_t bytes = handle_->use([](TrainingEngine& engine) { return engine.device->memory_in_use(); });
     return Napi::Number::New(info.Env(), static_cast<double>(bytes));
   }
 
   Napi::Value initialize(const Napi::CallbackInfo& info) {
     const std::int64_t seed = integer_argument(info[0], "seed");
-    handle_->use([&](Engine& engine) { engine.llama.initialize(static_cast<std::uint64_t>(seed)); });
+    handle_->use([&](TrainingEngine& engine) { engine.store.initialize(static_cast<std::uint64_t>(seed)); });
     return info.Env().Undefined();
   }
 
@@ -224,11 +224,13 @@ class Model : public Napi::ObjectWrap<Model> {
     const std::string kind = string_argument(info[0], "kind");
     const std::int64_t offset = integer_argument(info[1], "offset");
     const std::int64_t length = integer_argument(info[2], "length");
-    return handle_->use([&](Engine& engine) {
-      ParameterBuffer& buffer = state(engine, kind);
-      buffer.check_range(offset, length);
+    return handle_->use([&](TrainingEngine& engine) {
+      const std::int64_t count = engine.store.layout().count;
+      require(offset >= 0 && length >= 0 && offset <= count && length <= count - offset,
+              kind + ": elements [" + std::to_string(offset) + ", " + std::to_string(offset) + " + " + std::to_string(length) +
+                  ") lie outside the " + std::to_string(count) + " parameters");
       Napi::Float32Array values = Napi::Float32Array::New(info.Env(), static_cast<std::size_t>(length));
-      buffer.read(offset, length, values.Data());
+      read_state(engine, kind, offset, length, values.Data());
       return values;
     });
   }
@@ -237,8 +239,8 @@ class Model : public Napi::ObjectWrap<Model> {
     const std::string kind = string_argument(info[0], "kind");
     const std::int64_t offset = integer_argument(info[1], "offset");
     const Napi::Float32Array values = float32_argument(info[2], "values");
-    handle_->use([&](Engine& engine) {
-      state(engine, kind).write(offset, static_cast<std::int64_t>(values.ElementLength()), values.Data());
+    handle_->use([&](TrainingEngine& engine) {
+      write_state(engine, kind, offset, static_cast<std::int64_t>(values.ElementLength()), values.Data());
     });
     return info.Env().Undefined();
   }
@@ -247,7 +249,7 @@ class Model : public Napi::ObjectWrap<Model> {
     const double loss_scale = number_argument(info[1], "lossScale");
     return enqueue<BatchLoss>(
         info.Env(), "tinyllama.accumulate",
-        [batch = read_batch(info[0], true), loss_scale](Engine& engine) {
+        [batch = read_batch(info[0], true), loss_scale](TrainingEngine& engine) {
           return engine.llama.accumulate(batch.view(), static_cast<float>(loss_scale));
         },
         [](Napi::Env env, BatchLoss& loss) {
@@ -261,8 +263,8 @@ class Model : public Napi::ObjectWrap<Model> {
   Napi::Value step(const Napi::CallbackInfo& info) {
     return enqueue<double>(
         info.Env(), "tinyllama.step",
-        [options = read_step(info[0])](Engine& engine) {
-          return engine.optimizer.step(engine.llama.weights(), engine.llama.gradients(), options);
+        [options = read_step(info[0])](TrainingEngine& engine) {
+          return engine.optimizer.step(options);
         },
         [](Napi::Env env, double& norm) {
           Napi::Object answer = Napi::Object::New(env);
@@ -274,7 +276,7 @@ class Model : public Napi::ObjectWrap<Model> {
   Napi::Value score(const Napi::CallbackInfo& info) {
     return enqueue<BatchScores>(
         info.Env(), "tinyllama.score",
-        [batch = read_batch(info[0], true)](Engine& engine) { return engine.llama.score(batch.view()); },
+        [batch = read_batch(info[0], true)](TrainingEngine& engine) { return engine.llama.score(batch.view()); },
         [](Napi::Env env, BatchScores& scores) {
           Napi::Uint8Array greedy = Napi::Uint8Array::New(env, scores.greedy.size());
           std::copy(scores.greedy.begin(), scores.greedy.end(), greedy.Data());
@@ -288,15 +290,15 @@ class Model : public Napi::ObjectWrap<Model> {
   Napi::Value logits(const Napi::CallbackInfo& info) {
     return enqueue<std::vector<float>>(
         info.Env(), "tinyllama.logits",
-        [batch = read_batch(info[0], false)](Engine& engine) { return engine.llama.logits(batch.view()); },
+        [batch = read_batch(info[0], false)](TrainingEngine& engine) { return engine.llama.logits(batch.view()); },
         [](Napi::Env env, std::vector<float>& values) { return to_float32_array(env, values); });
   }
 
   Napi::Value discard(const Napi::CallbackInfo& info) {
     return enqueue<bool>(
         info.Env(), "tinyllama.discard",
-        [](Engine& engine) {
-          engine.llama.gradients().fill_zero();
+        [](TrainingEngine& engine) {
+          engine.store.clear_gradients();
           engine.device->synchronize();
           return true;
         },
@@ -311,7 +313,7 @@ class Model : public Napi::ObjectWrap<Model> {
 
   // Calls run one after the other, in the order they were made.
   template <typename Result>
-  Napi::Promise enqueue(Napi::Env env, const char* name, std::function<Result(Engine&)> call,
+  Napi::Promise enqueue(Napi::Env env, const char* name, std::function<Result(TrainingEngine&)> call,
                         typename PromiseWorker<Result>::Answer answer) {
     auto work = [handle = handle_, call = std::move(call)] { return handle->use(call); };
     auto* worker = new PromiseWorker<Result>(env, name, std::move(work), std::move(answer));  // deletes itself when done

@@ -108,8 +108,8 @@ class Device {
 
   // a += b, over count elements.
   virtual void add(float* a, const float* b, std::int64_t count) = 0;
-  // The sum of squares, accumulated in double over fixed blocks. Waits for the result.
-  virtual double squared_norm(const float* values, std::int64_t count) = 0;
+  // sums[b] = the sum of squares of block b of 4096 values (the last may be shorter), in double.
+  virtual void squared_norm(double* sums, const float* values, std::int64_t count) = 0;
   // rounded = weights as bf16, to the nearest.
   virtual void round_weights(void* rounded, const float* weights, std::int64_t count) = 0;
   // AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay first, then the bias-corrected update. Leaves zeros in `gradients`,

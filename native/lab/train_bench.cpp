@@ -14,9 +14,9 @@
 
 #include "native/core/philox.h"
 #include "native/device/open_device.h"
+#include "native/distributed/single_communicator.h"
 #include "native/model/kernel_timing.h"
-#include "native/model/llama.h"
-#include "native/optimizer/adamw.h"
+#include "native/training/training_engine.h"
 
 using namespace tinyllama;
 
@@ -103,25 +103,25 @@ std::vector<std::int32_t> random_tokens(std::int64_t count, std::uint32_t stream
 
 int run(const Arguments& arguments) {
   const LlamaConfig config = config_of(arguments.model);
-  const std::unique_ptr<Device> device = open_device(arguments.device);
-  Llama model(*device, config, arguments.recompute);
-  AdamW optimizer(*device, model.layout());
-  model.initialize(3407);
+  std::unique_ptr<Device> opened = open_device(arguments.device);
+  std::unique_ptr<Communicator> world = make_single_communicator(*opened);
+  TrainingEngine engine(std::move(opened), std::move(world), config, {arguments.device, arguments.recompute, {}});
+  Device* const device = engine.device.get();
+  engine.store.initialize(3407);
   const std::int64_t rows = arguments.micro_batch * arguments.length;
   const auto scale = 1.0f / static_cast<float>(rows * arguments.accumulate);
   std::vector<std::vector<std::int32_t>> tokens;
   for (std::uint32_t i = 0; i < 8; ++i) tokens.push_back(random_tokens(rows + 1, i, config.vocab_size));
-  std::printf("%s, %lld parameters\n", device->name().c_str(), static_cast<long long>(model.layout().count));
+  std::printf("%s, %lld parameters\n", device->name().c_str(), static_cast<long long>(engine.store.layout().count));
   double loss = 0, norm = 0;
   const auto step = [&](std::int64_t number) {
     loss = 0;
     for (std::int64_t i = 0; i < arguments.accumulate; ++i) {
       const auto& ids = tokens[static_cast<std::size_t>((number * arguments.accumulate + i) % 8)];
       const auto size = static_cast<std::size_t>(rows);
-      loss += model.accumulate({{ids.data(), size}, {ids.data() + 1, size}, arguments.micro_batch, arguments.length}, scale).sum;
+      loss += engine.llama.accumulate({{ids.data(), size}, {ids.data() + 1, size}, arguments.micro_batch, arguments.length}, scale).sum;
     }
-    norm = optimizer.step(model.weights(), model.gradients(),
-                          {.step = number + 1, .learning_rate = 4e-4, .weight_decay = 0.1, .decay = DecayPolicy::all, .clip = 1.0});
+    norm = engine.optimizer.step({.step = number + 1, .learning_rate = 4e-4, .weight_decay = 0.1, .decay = DecayPolicy::all, .clip = 1.0});
     loss *= static_cast<double>(scale);
   };
   step(0);
@@ -137,7 +137,7 @@ int run(const Arguments& arguments) {
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double rate = static_cast<double>(rows * arguments.accumulate) / median;
-  const FlopsPerToken flops = flops_of(config, model.layout(), arguments.length);
+  const FlopsPerToken flops = flops_of(config, engine.store.layout(), arguments.length);
   constexpr double peak = 989e12;  // bf16, dense, of an H100 or H200 by its datasheet
   if (arguments.kernels) {
     const auto timings = time_kernels(*device, config, arguments.micro_batch, arguments.length, arguments.recompute, 5);

@@ -33,36 +33,8 @@ void check_first_keys(std::span<const std::int32_t> first_keys, std::int64_t len
 
 }  // namespace
 
-Llama::Llama(Device& device, const LlamaConfig& config, Recompute recompute)
-    : device_(device),
-      config_(config),
-      recompute_(recompute),
-      layout_(parameter_layout(config)),
-      weights_(device, "weights", layout_.count, ParameterBuffer::Rounded::yes),
-      gradients_(device, "gradients", layout_.count),
-      arena_(device) {
-  weights_.data();
-  weights_.rounded();
-}
-
-void Llama::initialize(std::uint64_t seed) {
-  for (const Parameter& parameter : layout_.parameters) {
-    if (parameter.role == ParameterRole::gain) {
-      weights_.write(parameter.offset, parameter.count, std::vector<float>(static_cast<std::size_t>(parameter.count), 1.0f).data());
-    } else {
-      weights_.fill_normal(parameter.offset, parameter.count, seed, static_cast<float>(initial_deviation(config_, parameter.role)));
-    }
-  }
-  device_.synchronize();
-}
-
-Tensor Llama::weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
-  return weights_.compute_matrix(offset, rows, columns);
-}
-
-Tensor Llama::gradient(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
-  return matrix(gradients_.data() + offset, rows, columns);
-}
+Llama::Llama(Device& device, const LlamaConfig& config, Parameters& parameters, Recompute recompute)
+    : device_(device), config_(config), recompute_(recompute), layout_(parameter_layout(config)), parameters_(parameters), arena_(device) {}
 
 void Llama::check(const TokenBatch& batch, bool with_targets) const {
   require(batch.batch >= 1 && batch.length >= 1 && batch.batch <= INT32_MAX && batch.length <= INT32_MAX,
@@ -145,6 +117,7 @@ void Llama::expand(std::size_t index) {
 }
 
 void Llama::forward_layer(std::size_t index) {
+  parameters_.acquire(index + 1, index + 2);
   const LayerOffsets& offsets = layout_.layers[index];
   const LayerActivations& layer = activations_.layers[index];
   const auto eps = static_cast<float>(config_.rms_norm_eps);
@@ -152,10 +125,10 @@ void Llama::forward_layer(std::size_t index) {
   const bool first = index == 0;
   const Tensor below = first ? layer.attention_input : activations_.layers[index - 1].mlp_input;
   device_.rms_norm_forward(layer.attention_normed, layer.attention_rstd, layer.attention_input, below,
-                           first ? Tensor{} : activations_.delta, weights_.data() + offsets.attention_norm, eps);
+                           first ? Tensor{} : activations_.delta, parameters_.gain(offsets.attention_norm), eps);
   attend(index);
   device_.rms_norm_forward(layer.mlp_normed, layer.mlp_rstd, layer.mlp_input, layer.attention_input, activations_.delta,
-                           weights_.data() + offsets.mlp_norm, eps);
+                           parameters_.gain(offsets.mlp_norm), eps);
   expand(index);
   device_.swiglu_forward(layer.activated, layer.gate_up);
   device_.matmul(activations_.delta, layer.activated, Transpose::no, weight(offsets.down, config_.hidden_size, config_.intermediate_size),
@@ -167,30 +140,36 @@ void Llama::recompute_layer(std::size_t index) {
   const LayerOffsets& offsets = layout_.layers[index];
   const LayerActivations& layer = activations_.layers[index];
   if (recompute_ == Recompute::full) {
-    device_.rms_norm_again(layer.attention_normed, layer.attention_input, weights_.data() + offsets.attention_norm, layer.attention_rstd);
+    device_.rms_norm_again(layer.attention_normed, layer.attention_input, parameters_.gain(offsets.attention_norm), layer.attention_rstd);
     attend(index);
     device_.rms_norm_forward(layer.mlp_normed, layer.mlp_rstd, layer.mlp_input, layer.attention_input, activations_.delta,
-                             weights_.data() + offsets.mlp_norm, static_cast<float>(config_.rms_norm_eps));
+                             parameters_.gain(offsets.mlp_norm), static_cast<float>(config_.rms_norm_eps));
     expand(index);
   } else if (recompute_ == Recompute::gate_up) {
-    device_.rms_norm_again(layer.mlp_normed, layer.mlp_input, weights_.data() + offsets.mlp_norm, layer.mlp_rstd);
+    device_.rms_norm_again(layer.mlp_normed, layer.mlp_input, parameters_.gain(offsets.mlp_norm), layer.mlp_rstd);
     expand(index);
   }
 }
 
 void Llama::forward() {
+  parameters_.acquire(0, 1);
   device_.embedding_forward(activations_.layers.front().attention_input, weight(layout_.embedding, config_.vocab_size, config_.hidden_size),
                             activations_.tokens);
   for (std::size_t index = 0; index < activations_.layers.size(); ++index) forward_layer(index);
+  parameters_.acquire(last_group(), std::nullopt);
+  // The head may be the embedding, which another group's weights have replaced since.
+  if (layout_.head == layout_.embedding) parameters_.acquire(0, std::nullopt);
   device_.rms_norm_forward(activations_.hidden, activations_.final_rstd, activations_.final_input, activations_.layers.back().mlp_input,
-                           activations_.delta, weights_.data() + layout_.norm, static_cast<float>(config_.rms_norm_eps));
+                           activations_.delta, parameters_.gain(layout_.norm), static_cast<float>(config_.rms_norm_eps));
 }
 
 // Receives in residual_gradient the gradient of the layer's output stream and leaves there that of its input stream.
 void Llama::backward_layer(std::size_t index) {
+  parameters_.acquire(index + 1, index > 0 ? std::optional(index) : std::nullopt);
   recompute_layer(index);
   backward_mlp(index);
   backward_attention(index);
+  parameters_.gradient_ready(index + 1);
 }
 
 // Gradients of weights come last of each group: what they read may be recomputed by the operation before.
@@ -206,8 +185,8 @@ void Llama::backward_mlp(std::size_t index) {
   device_.swiglu_backward(layer.gate_up, recomputes ? layer.activated : Tensor{}, activations_.activated_gradient, layer.gate_up);
   device_.matmul(gradient(offsets.down, width, feed_forward), stream, Transpose::yes, layer.activated, Transpose::no, true);
   device_.matmul(normed_gradient, layer.gate_up, Transpose::no, weight(offsets.gate_up, 2 * feed_forward, width), Transpose::no, false);
-  device_.rms_norm_backward(stream, gradients_.data() + offsets.mlp_norm, recomputes ? layer.mlp_normed : Tensor{}, normed_gradient,
-                            layer.mlp_input, weights_.data() + offsets.mlp_norm, layer.mlp_rstd);
+  device_.rms_norm_backward(stream, parameters_.gradient(offsets.mlp_norm), recomputes ? layer.mlp_normed : Tensor{}, normed_gradient,
+                            layer.mlp_input, parameters_.gain(offsets.mlp_norm), layer.mlp_rstd);
   device_.matmul(gradient(offsets.gate_up, 2 * feed_forward, width), layer.gate_up, Transpose::yes, layer.mlp_normed, Transpose::no, true);
 }
 
@@ -225,9 +204,9 @@ void Llama::backward_attention(std::size_t index) {
                              first_keys_);
   device_.rotary(activations_.qkv_gradient, cosine(), sine(), shape_, true);
   device_.matmul(normed_gradient, activations_.qkv_gradient, Transpose::no, weight(offsets.qkv, qkv_width, width), Transpose::no, false);
-  device_.rms_norm_backward(stream, gradients_.data() + offsets.attention_norm,
+  device_.rms_norm_backward(stream, parameters_.gradient(offsets.attention_norm),
                             recompute_ == Recompute::none ? Tensor{} : layer.attention_normed, normed_gradient, layer.attention_input,
-                            weights_.data() + offsets.attention_norm, layer.attention_rstd);
+                            parameters_.gain(offsets.attention_norm), layer.attention_rstd);
   device_.matmul(gradient(offsets.qkv, qkv_width, width), activations_.qkv_gradient, Transpose::yes, layer.attention_normed, Transpose::no,
                  true);
 }
@@ -236,10 +215,12 @@ void Llama::backward_attention(std::size_t index) {
 void Llama::backward() {
   const Tensor stream = activations_.residual_gradient;
   device_.fill_zero(stream.data, static_cast<std::size_t>(stream.rows * stream.columns * bytes_of(stream.type)));
-  device_.rms_norm_backward(stream, gradients_.data() + layout_.norm, Tensor{}, activations_.delta, activations_.final_input,
-                            weights_.data() + layout_.norm, activations_.final_rstd);
+  device_.rms_norm_backward(stream, parameters_.gradient(layout_.norm), Tensor{}, activations_.delta, activations_.final_input,
+                            parameters_.gain(layout_.norm), activations_.final_rstd);
+  parameters_.gradient_ready(last_group());
   for (std::size_t index = activations_.layers.size(); index-- > 0;) backward_layer(index);
   device_.embedding_backward(gradient(layout_.embedding, config_.vocab_size, config_.hidden_size), stream, activations_.tokens);
+  parameters_.gradient_ready(0);
 }
 
 BatchLoss Llama::accumulate(const TokenBatch& batch, float loss_scale) {
@@ -247,18 +228,21 @@ BatchLoss Llama::accumulate(const TokenBatch& batch, float loss_scale) {
   require(std::isfinite(loss_scale), "accumulate: the loss scale must be finite, got " + std::to_string(loss_scale));
   prepare(batch, Pass::train);
   device_.copy_in(activations_.loss_scale, &loss_scale, sizeof(loss_scale));
-  gradients_.data();
+  const auto pass = [this] {
+    forward();
+    device_.linear_cross_entropy(activations_.losses, activations_.delta, gradient(layout_.head, config_.vocab_size, config_.hidden_size),
+                                 activations_.hidden, weight(layout_.head, config_.vocab_size, config_.hidden_size), activations_.targets,
+                                 activations_.loss_scale);
+    backward();
+  };
   // A shape's operations and memory are the same each time, unless the arena was made anew.
-  device_.repeat("train " + std::to_string(batch.batch) + "x" + std::to_string(batch.length) + (first_keys_ ? " with first keys" : "") +
-                     " in arena " + std::to_string(arena_.generation()),
-                 [this] {
-                   forward();
-                   device_.linear_cross_entropy(activations_.losses, activations_.delta,
-                                                gradient(layout_.head, config_.vocab_size, config_.hidden_size), activations_.hidden,
-                                                weight(layout_.head, config_.vocab_size, config_.hidden_size), activations_.targets,
-                                                activations_.loss_scale);
-                   backward();
-                 });
+  const std::string shape = std::to_string(batch.batch) + "x" + std::to_string(batch.length) + (first_keys_ ? " with first keys" : "");
+  parameters_.gradient(layout_.embedding);  // allocated before anything is recorded
+  if (parameters_.communicates()) {
+    pass();
+  } else {
+    device_.repeat("train " + shape + " in arena " + std::to_string(arena_.generation()), pass);
+  }
   std::vector<float> losses(batch.targets.size());
   device_.copy_out(losses.data(), activations_.losses, losses.size() * sizeof(float));
   device_.synchronize();

@@ -9,7 +9,7 @@
 #include "native/device/device.h"
 #include "native/model/activations.h"
 #include "native/model/config.h"
-#include "native/model/parameter_buffer.h"
+#include "native/model/parameters.h"
 
 namespace tinyllama {
 
@@ -35,16 +35,11 @@ struct BatchScores {
 
 class Llama {
  public:
-  // The weights start as zeros; the device must outlive the model.
-  Llama(Device& device, const LlamaConfig& config, Recompute recompute = Recompute::none);
+  // Device and parameters must outlive the model.
+  Llama(Device& device, const LlamaConfig& config, Parameters& parameters, Recompute recompute = Recompute::none);
 
   const LlamaConfig& config() const { return config_; }
   const ParameterLayout& layout() const { return layout_; }
-  ParameterBuffer& weights() { return weights_; }
-  ParameterBuffer& gradients() { return gradients_; }
-
-  // Fills the weights; element i depends on (seed, i) alone.
-  void initialize(std::uint64_t seed);
 
   // Forward and backward: the gradients receive, added, those of loss_scale * (sum of the scored targets' losses).
   // Throws Error on ids outside the vocabulary or arrays that do not match batch and length, before anything is computed.
@@ -71,15 +66,15 @@ class Llama {
   void backward_attention(std::size_t index);
   const float* cosine() const;
   const float* sine() const;
-  Tensor weight(std::int64_t offset, std::int64_t rows, std::int64_t columns);
-  Tensor gradient(std::int64_t offset, std::int64_t rows, std::int64_t columns);
+  Tensor weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) { return parameters_.weight(offset, rows, columns); }
+  Tensor gradient(std::int64_t offset, std::int64_t rows, std::int64_t columns) { return matrix(parameters_.gradient(offset), rows, columns); }
+  std::size_t last_group() const { return layout_.layers.size() + 1; }
 
   Device& device_;
   LlamaConfig config_;
   Recompute recompute_;
   ParameterLayout layout_;
-  ParameterBuffer weights_;
-  ParameterBuffer gradients_;
+  Parameters& parameters_;
   Arena arena_;
   Activations activations_;
   AttentionShape shape_{};

@@ -29,42 +29,48 @@ void check(const AdamWOptions& options) {
 
 }  // namespace
 
-AdamW::AdamW(Device& device, const ParameterLayout& layout)
-    : device_(device), first_moment_(device, "first moment", layout.count), second_moment_(device, "second moment", layout.count) {
-  for (const Parameter& parameter : layout.parameters) {
+AdamW::AdamW(Device& device, ParameterStore& store)
+    : device_(device), store_(store), first_moment_(device, "first moment", store.shards()), second_moment_(device, "second moment", store.shards()) {
+  for (const Parameter& parameter : store.layout().parameters) {
     const bool gain = parameter.role == ParameterRole::gain;
     if (segments_.empty() || segments_.back().gain != gain) segments_.push_back({parameter.offset, 0, gain});
     segments_.back().count += parameter.count;
   }
 }
 
-double AdamW::step(ParameterBuffer& weights, ParameterBuffer& gradients, const AdamWOptions& options) {
+void AdamW::update(const ParameterStore::Update& part, const AdamWOptions& options, float gradient_scale) {
+  AdamWArguments arguments{static_cast<float>(options.learning_rate), static_cast<float>(options.beta1),
+                           static_cast<float>(options.beta2),         static_cast<float>(options.epsilon),
+                           static_cast<float>(options.weight_decay),  options.step,
+                           gradient_scale};
+  auto apply = [&](std::int64_t first, std::int64_t length) {
+    auto* rounded = static_cast<std::byte*>(part.rounded);
+    device_.adamw(part.weights + first, rounded ? rounded + first * bytes_of(device_.compute_type()) : nullptr,
+                  first_moment_.data() + part.local + first, second_moment_.data() + part.local + first, part.gradients + first, length, arguments);
+  };
+  if (options.decay == DecayPolicy::all) {
+    apply(0, part.count);
+    return;
+  }
+  for (const Segment& segment : segments_) {
+    const std::int64_t first = std::max(segment.offset, part.flat), end = std::min(segment.offset + segment.count, part.flat + part.count);
+    if (first >= end) continue;
+    arguments.weight_decay = segment.gain ? 0.0f : static_cast<float>(options.weight_decay);
+    apply(first - part.flat, end - first);
+  }
+}
+
+double AdamW::step(const AdamWOptions& options) {
   check(options);
-  const std::int64_t count = weights.count();
-  const double norm = std::sqrt(device_.squared_norm(gradients.data(), count));
+  const double norm = store_.gradient_norm();
   if (!std::isfinite(norm)) {
-    gradients.fill_zero();
+    store_.clear_gradients();
     device_.synchronize();
     return norm;
   }
   const double scale = options.clip > 0 ? std::min(1.0, options.clip / (norm + 1e-6)) : 1.0;
-  AdamWArguments arguments{static_cast<float>(options.learning_rate), static_cast<float>(options.beta1),
-                           static_cast<float>(options.beta2),         static_cast<float>(options.epsilon),
-                           static_cast<float>(options.weight_decay),  options.step,
-                           static_cast<float>(scale)};
-  auto apply = [&](std::int64_t offset, std::int64_t length) {
-    void* rounded = weights.rounded() ? weights.compute_matrix(offset, 1, length).data : nullptr;
-    device_.adamw(weights.data() + offset, rounded, first_moment_.data() + offset, second_moment_.data() + offset, gradients.data() + offset,
-                  length, arguments);
-  };
-  if (options.decay == DecayPolicy::all) {
-    apply(0, count);
-  } else {
-    for (const Segment& segment : segments_) {
-      arguments.weight_decay = segment.gain ? 0.0f : static_cast<float>(options.weight_decay);
-      apply(segment.offset, segment.count);
-    }
-  }
+  for (const ParameterStore::Update& part : store_.updates()) update(part, options, static_cast<float>(scale));
+  store_.finish_update();
   device_.synchronize();
   return norm;
 }

@@ -1,11 +1,10 @@
-// AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over a model's flat buffers, with clipping by the global norm.
+// AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over what a rank holds of a model's parameters, with clipping by the global norm.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "native/device/device.h"
-#include "native/model/config.h"
-#include "native/model/parameter_buffer.h"
+#include "native/distributed/parameter_store.h"
 
 namespace tinyllama {
 
@@ -27,15 +26,15 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  // The moments are allocated at the first step or write.
-  AdamW(Device& device, const ParameterLayout& layout);
+  // The moments are allocated at the first step or write. Device and store must outlive the optimizer.
+  AdamW(Device& device, ParameterStore& store);
 
-  ParameterBuffer& first_moment() { return first_moment_; }
-  ParameterBuffer& second_moment() { return second_moment_; }
+  ShardedBuffer& first_moment() { return first_moment_; }
+  ShardedBuffer& second_moment() { return second_moment_; }
 
   // Scales the gradients by min(1, clip / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_, updates the weights and zeroes the gradients.
   // Returns the norm before clipping. When it is not finite, weights and moments stay as they were; the gradients are zeroed all the same.
-  double step(ParameterBuffer& weights, ParameterBuffer& gradients, const AdamWOptions& options);
+  double step(const AdamWOptions& options);
 
  private:
   // Neighbouring tensors of one kind, [offset, offset + count).
@@ -44,10 +43,13 @@ class AdamW {
     bool gain;
   };
 
+  void update(const ParameterStore::Update& part, const AdamWOptions& options, float gradient_scale);
+
   Device& device_;
+  ParameterStore& store_;
   std::vector<Segment> segments_;
-  ParameterBuffer first_moment_;
-  ParameterBuffer second_moment_;
+  ShardedBuffer first_moment_;
+  ShardedBuffer second_moment_;
 };
 
 }  // namespace tinyllama

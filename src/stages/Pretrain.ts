@@ -124,7 +124,7 @@ const publish = Effect.fnUntraced(
 
 export const pretrainStage = defineStage({
   name: "pretrain",
-  version: 2,
+  version: 3,
   describe: "Trains a Llama-architecture model from random weights on a packed dataset; resumes bit for bit.",
   cpus: "all",
   params: {

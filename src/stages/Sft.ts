@@ -94,7 +94,7 @@ const holdOut = <A>(rows: ReadonlyArray<A>, fraction: number, seed: number) => {
 
 export const sftStage = defineStage({
   name: "sft",
-  version: 2,
+  version: 3,
   describe:
     "Fine-tunes a checkpoint on conversations and writes a Hugging Face folder that chats; resumes bit for bit.",
   cpus: "all",

@@ -10,8 +10,8 @@
 #include "native/core/philox.h"
 #include "native/device/cpu/cpu_device.h"
 #include "native/model/initialization.h"
-#include "native/model/llama.h"
-#include "native/optimizer/adamw.h"
+#include "native/distributed/single_communicator.h"
+#include "native/training/training_engine.h"
 
 using namespace tinyllama;
 
@@ -33,6 +33,12 @@ void check_throws(const std::function<void()>& call, const std::string& expected
     const std::string message = error.what();
     check(message.find(expected) != std::string::npos, "error \"" + message + "\" lacks \"" + expected + "\"");
   }
+}
+
+TrainingEngine make_engine(const LlamaConfig& config, Recompute recompute = Recompute::none, int threads = 2) {
+  std::unique_ptr<Device> device = make_cpu_device(threads);
+  std::unique_ptr<Communicator> world = make_single_communicator(*device);
+  return TrainingEngine(std::move(device), std::move(world), config, {{}, recompute, {}});
 }
 
 LlamaConfig small_config(bool tied) {
@@ -105,33 +111,36 @@ void test_layout() {
 
 // d loss / d weight against central differences. fp32 forwards bound what can be seen: about 1e-3 of the tensor's largest gradient.
 void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
-  const auto device = make_cpu_device(2);
   const LlamaConfig config = small_config(tied);
-  Llama model(*device, config);
-  model.initialize(7);
+  TrainingEngine engine = make_engine(config);
+  Llama& model = engine.llama;
+  engine.store.initialize(7);
   // Weights large enough for every path to matter.
   std::vector<float> weights(static_cast<std::size_t>(model.layout().count));
   for (const Parameter& parameter : model.layout().parameters) {
     std::vector<float> values(static_cast<std::size_t>(parameter.count));
-    device->fill_normal(values.data(), parameter.count, 3, parameter.offset, 1.0f);
+    engine.device->fill_normal(values.data(), parameter.count, 3, parameter.offset, 1.0f);
     const bool gain = parameter.role == ParameterRole::gain;
     for (std::size_t index = 0; index < values.size(); ++index) {
       weights[static_cast<std::size_t>(parameter.offset) + index] = gain ? 1.0f + 0.1f * values[index] : 0.25f * values[index];
     }
   }
-  model.weights().write(0, model.layout().count, weights.data());
+  engine.store.weights().write(0, model.layout().count, weights.data());
+  engine.store.weights_written();
   Ids ids = some_ids(2 * 5, config.vocab_size);
   ids.targets[3] = -1;
   const TokenBatch batch{ids.tokens, ids.targets, 2, 5, first_keys};
   const BatchLoss first = model.accumulate(batch, 1.0f);
   check(first.scored == 9, "a target below 0 is not scored");
   std::vector<float> gradients(weights.size());
-  model.gradients().read(0, model.layout().count, gradients.data());
+  engine.store.read_gradients(0, model.layout().count, gradients.data());
 
   auto loss_with = [&](std::size_t index, float value) {
-    model.weights().write(static_cast<std::int64_t>(index), 1, &value);
+    engine.store.weights().write(static_cast<std::int64_t>(index), 1, &value);
+    engine.store.weights_written();
     const BatchScores scores = model.score(batch);
-    model.weights().write(static_cast<std::int64_t>(index), 1, &weights[index]);
+    engine.store.weights().write(static_cast<std::int64_t>(index), 1, &weights[index]);
+    engine.store.weights_written();
     double sum = 0;
     for (const float log_probability : scores.log_probabilities) sum -= log_probability;
     return sum;
@@ -155,7 +164,7 @@ void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
   // Accumulation adds: the same batch with scale 0.5 gives 1.5 times the gradient.
   model.accumulate(batch, 0.5f);
   std::vector<float> more(gradients.size());
-  model.gradients().read(0, model.layout().count, more.data());
+  engine.store.read_gradients(0, model.layout().count, more.data());
   double difference = 0, norm = 0;
   for (std::size_t index = 0; index < more.size(); ++index) {
     difference += std::pow(more[index] - 1.5 * gradients[index], 2);
@@ -166,16 +175,16 @@ void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
 
 // What is computed again is what was computed: every level gives the bits of keeping everything.
 void test_recompute() {
-  const auto device = make_cpu_device(2);
   const LlamaConfig config = small_config(false);
   const Ids ids = some_ids(2 * 7, config.vocab_size);
   std::vector<float> kept;
   for (const Recompute level : {Recompute::none, Recompute::pointwise, Recompute::gate_up, Recompute::full}) {
-    Llama model(*device, config, level);
-    model.initialize(7);
+    TrainingEngine engine = make_engine(config, level);
+    Llama& model = engine.llama;
+    engine.store.initialize(7);
     model.accumulate({ids.tokens, ids.targets, 2, 7}, 0.25f);
     std::vector<float> gradients(static_cast<std::size_t>(model.layout().count));
-    model.gradients().read(0, model.layout().count, gradients.data());
+    engine.store.read_gradients(0, model.layout().count, gradients.data());
     if (level == Recompute::none) kept = gradients;
     check(gradients == kept, "recompute level " + std::to_string(static_cast<int>(level)) + " gives the same gradients");
   }
@@ -183,10 +192,10 @@ void test_recompute() {
 
 // Scores and losses agree, in any batch shape, after longer and shorter batches went before.
 void test_shapes() {
-  const auto device = make_cpu_device(1);
   const LlamaConfig config = small_config(false);
-  Llama model(*device, config);
-  model.initialize(1);
+  TrainingEngine engine = make_engine(config);
+  Llama& model = engine.llama;
+  engine.store.initialize(1);
   auto run = [&](std::int64_t batch, std::int64_t length) {
     const Ids ids = some_ids(batch * length, config.vocab_size);
     const TokenBatch view{ids.tokens, ids.targets, batch, length};
@@ -217,7 +226,6 @@ void test_shapes() {
 
 // Packed documents have the losses and the gradients that each has as a sequence of its own: positions are relative.
 void test_documents() {
-  const auto device = make_cpu_device(2);
   const LlamaConfig config = small_config(false);
   constexpr std::int64_t length = 150;
   const std::vector<std::int64_t> starts{0, 41, 42, 130, length};
@@ -226,12 +234,13 @@ void test_documents() {
   for (std::size_t document = 0; document + 1 < starts.size(); ++document)
     first_keys.resize(static_cast<std::size_t>(starts[document + 1]), static_cast<std::int32_t>(starts[document]));
   for (const Recompute level : {Recompute::none, Recompute::full}) {
-    Llama model(*device, config, level);
-    model.initialize(3);
+    TrainingEngine engine = make_engine(config, level);
+    Llama& model = engine.llama;
+    engine.store.initialize(3);
     auto gradients = [&] {
       std::vector<float> values(static_cast<std::size_t>(model.layout().count));
-      model.gradients().read(0, model.layout().count, values.data());
-      model.gradients().fill_zero();
+      engine.store.read_gradients(0, model.layout().count, values.data());
+      engine.store.clear_gradients();
       return values;
     };
     const TokenBatch packed{ids.tokens, ids.targets, 1, length, first_keys};
@@ -264,32 +273,32 @@ void test_documents() {
 }
 
 void test_optimizer() {
-  const auto device = make_cpu_device(1);
   const LlamaConfig config = small_config(false);
-  Llama model(*device, config);
-  model.initialize(1);
-  AdamW optimizer(*device, model.layout());
+  TrainingEngine engine = make_engine(config);
+  Llama& model = engine.llama;
+  engine.store.initialize(1);
+  AdamW& optimizer = engine.optimizer;
   const auto count = static_cast<std::size_t>(model.layout().count);
-  auto read = [&](ParameterBuffer& buffer) {
+  auto read = [&](ShardedBuffer& buffer) {
     std::vector<float> values(count);
-    buffer.read(0, buffer.count(), values.data());
+    buffer.read(0, model.layout().count, values.data());
     return values;
   };
-  const std::vector<float> initial = read(model.weights());
+  const std::vector<float> initial = read(engine.store.weights());
 
   // Nothing of a non-finite gradient reaches the weights, and the next step starts from zero.
   const float infinite = HUGE_VALF;
-  model.gradients().write(5, 1, &infinite);
+  engine.store.write_gradients(5, 1, &infinite);
   AdamWOptions options;
   options.learning_rate = 0.1;
   options.weight_decay = 0.5;
   options.decay = DecayPolicy::matrices;
-  check(!std::isfinite(optimizer.step(model.weights(), model.gradients(), options)), "the norm is reported");
-  check(read(model.weights()) == initial, "an infinite gradient applies nothing");
+  check(!std::isfinite(optimizer.step(options)), "the norm is reported");
+  check(read(engine.store.weights()) == initial, "an infinite gradient applies nothing");
 
   // Zero gradients: only decay acts, and not on gains under "matrices".
-  check(optimizer.step(model.weights(), model.gradients(), options) == 0, "the gradients were zeroed");
-  const std::vector<float> decayed = read(model.weights());
+  check(optimizer.step(options) == 0, "the gradients were zeroed");
+  const std::vector<float> decayed = read(engine.store.weights());
   for (const Parameter& parameter : model.layout().parameters) {
     const auto index = static_cast<std::size_t>(parameter.offset);
     const float expected = parameter.role == ParameterRole::gain ? initial[index] : initial[index] * 0.95f;
@@ -297,20 +306,20 @@ void test_optimizer() {
   }
 
   // Clipping: the first step of Adam is sign-like, so look at the first moment: (1 - beta1) * clip / norm * gradient.
-  AdamW fresh(*device, model.layout());
+  AdamW fresh(*engine.device, engine.store);
   std::vector<float> gradients(count, 0.0f);
   gradients[0] = 3.0f;
   gradients[1] = 4.0f;
-  model.gradients().write(0, model.gradients().count(), gradients.data());
+  engine.store.write_gradients(0, model.layout().count, gradients.data());
   options.clip = 1.0;
-  check(std::abs(fresh.step(model.weights(), model.gradients(), options) - 5.0) < 1e-6, "global norm");
+  check(std::abs(fresh.step(options) - 5.0) < 1e-6, "global norm");
   check(std::abs(read(fresh.first_moment())[1] - 0.1f * 0.8f) < 1e-6f, "clipped to norm 1");
 }
 
 void test_errors() {
-  const auto device = make_cpu_device(1);
   LlamaConfig config = small_config(false);
-  Llama model(*device, config);
+  TrainingEngine engine = make_engine(config);
+  Llama& model = engine.llama;
   Ids ids = some_ids(6, config.vocab_size);
   ids.tokens[4] = 19;
   check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "token 19 at index 4 (sequence 1, position 1)");
@@ -329,18 +338,18 @@ void test_errors() {
   check_throws([&] { model.logits({ids.tokens, {}, 2, 4}); }, "tokens has 6 ids");
   check_throws([&] { model.logits({ids.tokens, {}, 0, 4}); }, "at least 1");
   float value = 0;
-  check_throws([&] { model.weights().read(model.layout().count, 1, &value); }, "outside");
+  check_throws([&] { engine.store.weights().read(model.layout().count, 1, &value); }, "outside");
   config.vocab_size = 0;
-  check_throws([&] { Llama(*device, config); }, "vocab_size must lie between 1 and");
+  check_throws([&] { make_engine(config); }, "vocab_size must lie between 1 and");
   config = small_config(false);
   config.num_attention_heads = config.head_dim = config.hidden_size = 1 << 20;
-  check_throws([&] { Llama(*device, config); }, "too large");
+  check_throws([&] { make_engine(config); }, "too large");
   config = small_config(false);
   config.num_key_value_heads = 3;
-  check_throws([&] { Llama(*device, config); }, "multiple of num_key_value_heads");
+  check_throws([&] { make_engine(config); }, "multiple of num_key_value_heads");
   config.num_key_value_heads = 2;
   config.head_dim = 5;
-  check_throws([&] { Llama(*device, config); }, "head_dim must be even");
+  check_throws([&] { make_engine(config); }, "head_dim must be even");
 }
 
 }  // namespace

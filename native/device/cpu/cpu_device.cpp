@@ -98,7 +98,7 @@ class CpuDevice final : public Device {
     tinyllama::linear_log_probability(context_, log_probabilities, greedy, hidden, weight, targets);
   }
   void add(float* a, const float* b, std::int64_t count) override { tinyllama::add(context_, a, b, count); }
-  double squared_norm(const float* values, std::int64_t count) override { return tinyllama::squared_norm(context_, values, count); }
+  void squared_norm(double* sums, const float* values, std::int64_t count) override { tinyllama::squared_norm(context_, sums, values, count); }
   void round_weights(void* rounded, const float* weights, std::int64_t count) override {
     tinyllama::round_weights(context_, static_cast<std::uint16_t*>(rounded), weights, count);
   }

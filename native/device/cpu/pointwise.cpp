@@ -123,14 +123,14 @@ void add(CpuContext& context, float* a, const float* b, std::int64_t count) {
   for_blocks(context, count, [&](std::int64_t first, std::int64_t length) { context.kernels.add(a + first, b + first, length); });
 }
 
-double squared_norm(CpuContext& context, const float* values, std::int64_t count) {
-  std::vector<double> sums(static_cast<std::size_t>(divide_up(count, grain)));
+void squared_norm(CpuContext& context, double* sums, const float* values, std::int64_t count) {
+  constexpr std::int64_t block = 4096;
   for_blocks(context, count, [&](std::int64_t first, std::int64_t length) {
-    sums[static_cast<std::size_t>(first / grain)] = context.kernels.squared_norm(values + first, length);
+    static_assert(grain % block == 0);
+    for (std::int64_t at = first; at < first + length; at += block) {
+      sums[at / block] = context.kernels.squared_norm(values + at, std::min(block, first + length - at));
+    }
   });
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  return total;
 }
 
 void adamw(CpuContext& context, float* weights, float* first_moment, float* second_moment, float* gradients, std::int64_t count,

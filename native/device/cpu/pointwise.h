@@ -21,7 +21,7 @@ void swiglu_forward(CpuContext& context, const Tensor& act, const Tensor& gate_u
 void swiglu_backward(CpuContext& context, const Tensor& dgate_up, const Tensor& act, const Tensor& dact, const Tensor& gate_up);
 void fill_normal(CpuContext& context, float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation);
 void add(CpuContext& context, float* a, const float* b, std::int64_t count);
-double squared_norm(CpuContext& context, const float* values, std::int64_t count);
+void squared_norm(CpuContext& context, double* sums, const float* values, std::int64_t count);
 void adamw(CpuContext& context, float* weights, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
            const AdamWArguments& arguments);
 

@@ -124,7 +124,7 @@ class CudaDevice final : public Device {
     cuda::linear_log_probability(bind(), *matmul_, log_probabilities, greedy, hidden, weight, targets);
   }
   void add(float* a, const float* b, std::int64_t count) override { cuda::add(bind(), a, b, count); }
-  double squared_norm(const float* values, std::int64_t count) override { return cuda::squared_norm(bind(), values, count); }
+  void squared_norm(double* sums, const float* values, std::int64_t count) override { cuda::squared_norm(bind(), sums, values, count); }
   void round_weights(void* rounded, const float* weights, std::int64_t count) override { cuda::round_weights(bind(), rounded, weights, count); }
   void adamw(float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients, std::int64_t count,
              const AdamWArguments& arguments) override {

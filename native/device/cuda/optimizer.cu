@@ -7,8 +7,8 @@
 namespace tinyllama::cuda {
 namespace {
 
-// Elements of one block's share of a squared norm: fixed, for the same sum on every GPU.
-constexpr std::int64_t norm_block = 32768;
+// Elements of a partial sum of squares: the Device interface's.
+constexpr std::int64_t norm_block = 4096;
 
 // Calls body with the number of elements per access: 4 as far as whole vectors go, then 1 for what is left, or for all where an address is odd.
 template <class Body>
@@ -63,29 +63,15 @@ __device__ __forceinline__ double warp_sum(double value) {
   return value;
 }
 
-// The sum of the block's values in a fixed order; thread 0 gets it.
-template <int threads>
-__device__ __forceinline__ double block_sum(double value) {
-  __shared__ double shares[threads / 32];
-  value = warp_sum(value);
-  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x != 0) return 0.0;
-  value = 0.0;
-#pragma unroll
-  for (int i = 0; i < threads / 32; ++i) value += shares[i];
-  return value;
-}
-
-// sums[b] = the sum of squares of elements b * norm_block on; 4 bytes an element.
+// sums[b] = the sum of squares of elements b * norm_block on, by one warp; 4 bytes an element.
 template <int width>
 __global__ __launch_bounds__(flat_threads) void square_blocks(double* sums, const float* values, std::int64_t count) {
-  constexpr int ahead = 8, stride = flat_threads * width;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * norm_block + static_cast<std::int64_t>(threadIdx.x) * width;
-  const std::int64_t end = static_cast<std::int64_t>(blockIdx.x + 1) * norm_block < count ? static_cast<std::int64_t>(blockIdx.x + 1) * norm_block
-                                                                                         : count;
+  constexpr int ahead = 8, stride = 32 * width;
+  const std::int64_t block = static_cast<std::int64_t>(blockIdx.x) * (flat_threads / 32) + threadIdx.x / 32;
+  const std::int64_t end = (block + 1) * norm_block < count ? (block + 1) * norm_block : count;
+  std::int64_t at = block * norm_block + threadIdx.x % 32 * width;
+  if (block * norm_block >= count) return;
   double sum = 0.0;
-  std::int64_t at = first;
   for (; at + (ahead - 1) * stride < end; at += ahead * stride) {
     Vector<float, width> part[ahead];
 #pragma unroll
@@ -100,16 +86,8 @@ __global__ __launch_bounds__(flat_threads) void square_blocks(double* sums, cons
 #pragma unroll
     for (int k = 0; k < width; ++k) sum = fma(static_cast<double>(part.lane[k]), static_cast<double>(part.lane[k]), sum);
   }
-  sum = block_sum<flat_threads>(sum);
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
-}
-
-__global__ __launch_bounds__(1024) void total_of_blocks(double* total, const double* sums, std::int64_t blocks) {
-  double sum = 0.0;
-#pragma unroll 4
-  for (std::int64_t at = threadIdx.x; at < blocks; at += 1024) sum += sums[at];
-  sum = block_sum<1024>(sum);
-  if (threadIdx.x == 0) *total = sum;
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) sums[block] = sum;
 }
 
 }  // namespace
@@ -133,23 +111,15 @@ void round_weights(CudaContext& context, void* rounded, const float* weights, st
   });
 }
 
-double squared_norm(CudaContext& context, const float* values, std::int64_t count) {
-  if (count == 0) return 0.0;
-  const std::int64_t blocks = blocks_for(count, norm_block);
-  auto* sums = static_cast<double*>(context.scratch(static_cast<std::size_t>(blocks + 1) * sizeof(double)));
-  const auto grid = static_cast<unsigned>(blocks);
+void squared_norm(CudaContext& context, double* sums, const float* values, std::int64_t count) {
+  if (count == 0) return;
+  const auto grid = static_cast<unsigned>(blocks_for(count, norm_block * (flat_threads / 32)));
   if (aligned(values, 16) && count % 4 == 0) {
     square_blocks<4><<<grid, flat_threads, 0, context.stream()>>>(sums, values, count);
   } else {
     square_blocks<1><<<grid, flat_threads, 0, context.stream()>>>(sums, values, count);
   }
   CHECK_LAUNCH("squared_norm");
-  total_of_blocks<<<1, 1024, 0, context.stream()>>>(sums + blocks, sums, blocks);
-  CHECK_LAUNCH("squared_norm");
-  double total = 0.0;
-  CHECK_CUDA(cudaMemcpyAsync(&total, sums + blocks, sizeof(double), cudaMemcpyDeviceToHost, context.stream()));
-  CHECK_CUDA(cudaStreamSynchronize(context.stream()));
-  return total;
 }
 
 void adamw(CudaContext& context, float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients,

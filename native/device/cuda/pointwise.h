@@ -22,7 +22,7 @@ void swiglu_backward(CudaContext& context, const Tensor& dgate_up, const Tensor&
 void add(CudaContext& context, float* a, const float* b, std::int64_t count);
 void fill_normal(CudaContext& context, float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation);
 // Waits for the result.
-double squared_norm(CudaContext& context, const float* values, std::int64_t count);
+void squared_norm(CudaContext& context, double* sums, const float* values, std::int64_t count);
 void round_weights(CudaContext& context, void* rounded, const float* weights, std::int64_t count);
 void adamw(CudaContext& context, float* weights, void* rounded, float* first_moment, float* second_moment, float* gradients,
            std::int64_t count, const AdamWArguments& arguments);

@@ -322,9 +322,20 @@ void test_flat(Bench& bench, std::int64_t count, std::int64_t shift) {
   DeviceValues gc(c, DataType::f32, shift);
   long double want = 0;
   for (const double value : c) want += static_cast<long double>(value) * static_cast<long double>(value);
-  const double norm = cuda::squared_norm(bench.context, gc.f32(), count);
+  const auto norm_of = [&] {
+    DeviceValues sums(2 * ((count + 4095) / 4096) + 2, DataType::f32);
+    auto* blocks = reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(sums.f32()) + 7) / 8 * 8);
+    cuda::squared_norm(bench.context, blocks, gc.f32(), count);
+    CHECK_CUDA(cudaStreamSynchronize(bench.context.stream()));
+    std::vector<double> host(static_cast<std::size_t>((count + 4095) / 4096));
+    CHECK_CUDA(cudaMemcpy(host.data(), blocks, host.size() * sizeof(double), cudaMemcpyDeviceToHost));
+    double total = 0;
+    for (const double sum : host) total += sum;
+    return total;
+  };
+  const double norm = norm_of();
   expect(std::abs(norm - static_cast<double>(want)) <= 1e-12 * static_cast<double>(want), name + ": squared_norm");
-  expect(norm == cuda::squared_norm(bench.context, gc.f32(), count), name + ": squared_norm differs between runs");
+  expect(norm == norm_of(), name + ": squared_norm differs between runs");
 }
 
 void test_adamw(Bench& bench, std::int64_t count, std::int64_t shift, std::int64_t rounded_shift, bool rounds, std::int64_t step) {

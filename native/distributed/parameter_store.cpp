@@ -1,0 +1,356 @@
+#include "native/distributed/parameter_store.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "native/core/error.h"
+#include "native/model/initialization.h"
+
+namespace tinyllama {
+
+namespace {
+
+// Ranks [k * shards, (k + 1) * shards) share copy k. Null where that is the whole world, or each rank by itself.
+std::unique_ptr<Communicator> split(Communicator& world, int shards, bool by_copy) {
+  if (shards == 1 || shards == world.size()) return nullptr;
+  std::vector<int> colours(static_cast<std::size_t>(world.size()));
+  for (int rank = 0; rank < world.size(); ++rank) colours[static_cast<std::size_t>(rank)] = by_copy ? rank / shards : rank % shards;
+  return world.split(colours);
+}
+
+constexpr std::size_t no_group = std::numeric_limits<std::size_t>::max();
+
+std::int64_t blocks_of(std::int64_t count) { return (count + ShardLayout::block - 1) / ShardLayout::block; }
+
+}  // namespace
+
+ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Communicator& world, const Sharding& sharding)
+    : device_(device),
+      config_(config),
+      world_(world),
+      sharding_(sharding),
+      layout_(parameter_layout(config)),
+      copy_ranks_(split(world, ranks_per_copy(sharding, world.size()), true)),
+      share_ranks_(split(world, ranks_per_copy(sharding, world.size()), false)),
+      within_(copy_ranks_ ? *copy_ranks_ : world),
+      shards_(layout_, ranks_per_copy(sharding, world.size()), world.rank() % ranks_per_copy(sharding, world.size())),
+      weights_(device, "weights", shards_),
+      gathers_(shards_.groups().size(), -1) {
+  held_.fill(no_group);
+  if (sharding.fixed_order) sums_ = std::make_unique<ShardedBuffer>(device, "gradients", shards_);
+  weights_.data();
+  std::int64_t place = 0;
+  for (const Parameter& parameter : layout_.parameters) {
+    if (parameter.role != ParameterRole::gain) continue;
+    gain_places_[parameter.offset] = place;
+    place += parameter.count;
+  }
+  allocate_copies();
+}
+
+// Beside the masters: what passes read. A single rank that computes in fp32 reads the masters themselves.
+void ParameterStore::allocate_copies() {
+  if (sharded() && rounds()) {
+    std::int64_t gains = 0;
+    for (const Parameter& parameter : layout_.parameters) gains += parameter.role == ParameterRole::gain ? parameter.count : 0;
+    gains_ = device_.allocate(static_cast<std::size_t>(gains) * sizeof(float));
+  }
+  const bool resident = sharding_.strategy == Strategy::none || sharding_.strategy == Strategy::zero2 || !sharded();
+  if (resident) {
+    if (sharded() || rounds()) compute_ = device_.allocate(static_cast<std::size_t>(shards_.padded_count() * compute_bytes()));
+    return;
+  }
+  std::array<std::int64_t, 4> largest{};
+  for (std::size_t group = 0; group < shards_.groups().size(); ++group) {
+    std::int64_t& most = largest[slot_of(group)];
+    most = std::max(most, shards_.share(group) * shards_.shards());
+  }
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (largest[slot] > 0) slots_[slot] = device_.allocate(static_cast<std::size_t>(largest[slot] * compute_bytes()));
+  }
+}
+
+void ParameterStore::initialize(std::uint64_t seed) {
+  for (const Parameter& parameter : layout_.parameters) {
+    if (parameter.role == ParameterRole::gain) {
+      weights_.write(parameter.offset, parameter.count, std::vector<float>(static_cast<std::size_t>(parameter.count), 1.0f).data());
+    } else {
+      weights_.fill_normal(parameter.offset, parameter.count, seed, static_cast<float>(initial_deviation(config_, parameter.role)));
+    }
+  }
+  weights_written();
+  device_.synchronize();
+}
+
+// Neighbouring layers lie in different slots. Embedding and head share one: no pass needs both, but where they are the same; then only the final norm
+// is left of the last group.
+std::size_t ParameterStore::slot_of(std::size_t group) const {
+  if (group == 0) return 2;
+  if (group + 1 == shards_.groups().size()) return layout_.head == layout_.embedding ? 3 : 2;
+  return (group - 1) % 2;
+}
+
+std::byte* ParameterStore::weights_of(std::size_t group) {
+  if (gathers_on_demand()) return static_cast<std::byte*>(slots_[slot_of(group)]->data());
+  std::byte* all = static_cast<std::byte*>(compute_ ? compute_->data() : static_cast<void*>(weights_.data()));
+  return all + shards_.padded_offset(group) * compute_bytes();
+}
+
+std::byte* ParameterStore::own_place(std::size_t group) {
+  const int shard = sharded() ? within_.rank() : 0;
+  return weights_of(group) + shard * shards_.share(group) * compute_bytes();
+}
+
+// From the masters to this rank's place in the copy.
+void ParameterStore::put_own_weights(std::size_t group) {
+  const float* masters = weights_.data() + shards_.local_offset(group);
+  if (rounds()) {
+    device_.round_weights(own_place(group), masters, shards_.share(group));
+  } else {
+    device_.copy(own_place(group), masters, static_cast<std::size_t>(shards_.share(group)) * sizeof(float));
+  }
+}
+
+void ParameterStore::fetch(std::size_t group) {
+  const std::size_t slot = slot_of(group);
+  if (held_[slot] == group) return;
+  held_[slot] = group;
+  put_own_weights(group);
+  gathers_[group] = within_.all_gather(weights_of(group), own_place(group), static_cast<std::size_t>(shards_.share(group) * compute_bytes()),
+                                       {static_cast<int>(group)});
+}
+
+// Every copy from the masters, after they were written to from outside.
+void ParameterStore::refresh() {
+  copies_are_stale_ = false;
+  if (compute_) {
+    for (std::size_t group = 0; group < shards_.groups().size(); ++group) put_own_weights(group);
+  }
+  spread();
+}
+
+void ParameterStore::finish_update() {
+  // An update leaves zeros in what it has read: without sharding, everything.
+  if (sharded() && !sums_) clear_gradients();
+  spread();
+}
+
+void ParameterStore::spread() {
+  if (!sharded()) return;
+  gather_gains();
+  if (gathers_on_demand()) {
+    held_.fill(no_group);
+    return;
+  }
+  for (std::size_t group = 0; group < shards_.groups().size(); ++group) {
+    if (!rounds()) put_own_weights(group);
+    gathers_[group] = within_.all_gather(weights_of(group), own_place(group), static_cast<std::size_t>(shards_.share(group) * compute_bytes()),
+                                         {static_cast<int>(group)});
+  }
+}
+
+// Norms read fp32 gains, of which the rounded copies keep too little. Each is held by one rank, or cut between two: the others add zeros.
+void ParameterStore::gather_gains() {
+  if (!gains_) return;
+  auto* gains = static_cast<float*>(gains_->data());
+  device_.fill_zero(gains, gains_->bytes());
+  for (const ShardLayout::Piece& piece : shards_.pieces()) {
+    for (const Parameter& parameter : layout_.parameters) {
+      if (parameter.role != ParameterRole::gain) continue;
+      const std::int64_t first = std::max(piece.flat, parameter.offset);
+      const std::int64_t end = std::min(piece.flat + piece.count, parameter.offset + parameter.count);
+      if (first >= end) continue;
+      device_.copy(gains + gain_places_.at(parameter.offset) + first - parameter.offset, weights_.data() + piece.local + first - piece.flat,
+                   static_cast<std::size_t>(end - first) * sizeof(float));
+    }
+  }
+  const Communicator::Ticket ticket = within_.all_reduce(gains, static_cast<std::int64_t>(gains_->bytes() / sizeof(float)), {});
+  within_.wait(ticket);
+}
+
+bool ParameterStore::communicates() const {
+  if (world_.size() == 1) return false;
+  const bool gathers = gathers_on_demand() || copies_are_stale_ ||
+                       std::any_of(gathers_.begin(), gathers_.end(), [](Communicator::Ticket ticket) { return ticket >= 0; });
+  return gathers || sharding_.fixed_order || round_.last;
+}
+
+void ParameterStore::acquire(std::size_t group, std::optional<std::size_t> next) {
+  if (copies_are_stale_) refresh();
+  if (!sharded()) return;
+  if (gathers_on_demand()) fetch(group);
+  if (gathers_[group] >= 0) within_.wait(gathers_[group]);
+  gathers_[group] = -1;
+  if (gathers_on_demand() && next && slot_of(*next) != slot_of(group)) fetch(*next);
+}
+
+Tensor ParameterStore::weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
+  const std::size_t group = shards_.group_of(offset);
+  return matrix(weights_of(group) + (offset - shards_.groups()[group].offset) * compute_bytes(), device_.compute_type(), rows, columns);
+}
+
+const float* ParameterStore::gain(std::int64_t offset) {
+  if (gains_) return static_cast<float*>(gains_->data()) + gain_places_.at(offset);
+  if (!sharded()) return weights_.data() + offset;
+  return weight(offset, 1, 1).f32();
+}
+
+float* ParameterStore::full_gradients() {
+  if (!gradients_) gradients_ = device_.allocate(static_cast<std::size_t>(shards_.padded_count()) * sizeof(float));
+  return static_cast<float*>(gradients_->data());
+}
+
+float* ParameterStore::gradient(std::int64_t offset) {
+  const std::size_t group = shards_.group_of(offset);
+  return full_gradients() + shards_.padded_offset(group) + offset - shards_.groups()[group].offset;
+}
+
+// This rank's share of the group's gradients, once they are summed.
+float* ParameterStore::summed_gradients(std::size_t group) {
+  if (sums_) return sums_->data() + shards_.local_offset(group);
+  const int shard = sharded() ? within_.rank() : 0;
+  return full_gradients() + shards_.padded_offset(group) + shard * shards_.share(group);
+}
+
+void ParameterStore::gradient_ready(std::size_t group) {
+  if (sharding_.fixed_order) {
+    add_in_order(group);
+  } else if (round_.last && world_.size() > 1) {
+    reduce(group);
+  }
+}
+
+void ParameterStore::reduce(std::size_t group) {
+  const CollectiveLabel label{static_cast<int>(group)};
+  const std::int64_t share = shards_.share(group);
+  if (sharded()) last_reduction_ = within_.reduce_scatter(summed_gradients(group), full_gradients() + shards_.padded_offset(group), share, label);
+  if (shards_.shards() == world_.size()) return;
+  Communicator& copies = share_ranks_ ? *share_ranks_ : world_;
+  last_reduction_ = copies.all_reduce(summed_gradients(group), share, label);
+}
+
+// ((m0 + m1) + m2) + …, the micro-batches in their global order: round by round, and within a round by rank.
+void ParameterStore::add_in_order(std::size_t group) {
+  float* own = full_gradients() + shards_.padded_offset(group);
+  const std::int64_t share = shards_.share(group), whole = share * shards_.shards();
+  if (world_.size() == 1) {
+    device_.add(summed_gradients(group), own, share);
+  } else if (shards_.shards() == world_.size()) {
+    if (!exchange_) {
+      std::int64_t largest = 0;
+      for (std::size_t other = 0; other < shards_.groups().size(); ++other) largest = std::max(largest, shards_.share(other) * shards_.shards());
+      exchange_ = device_.allocate(static_cast<std::size_t>(largest) * sizeof(float));
+    }
+    auto* received = static_cast<float*>(exchange_->data());
+    world_.wait(world_.all_to_all(received, own, static_cast<std::size_t>(share) * sizeof(float), {static_cast<int>(group)}));
+    const int contributors = round_.contributors > 0 ? round_.contributors : world_.size();
+    for (int rank = 0; rank < contributors; ++rank) device_.add(summed_gradients(group), received + rank * share, share);
+  } else {
+    add_gathered(group);
+  }
+  device_.fill_zero(own, static_cast<std::size_t>(whole) * sizeof(float));
+}
+
+// Where several ranks hold the same share: every rank sees all gradients, a part at a time, and takes what it holds.
+void ParameterStore::add_gathered(std::size_t group) {
+  const float* own = full_gradients() + shards_.padded_offset(group);
+  const std::int64_t share = shards_.share(group), whole = share * shards_.shards();
+  const std::int64_t part = blocks_of(whole / world_.size() + 1) * ShardLayout::block;
+  const std::size_t bytes = static_cast<std::size_t>(part * world_.size()) * sizeof(float);
+  if (!exchange_ || exchange_->bytes() < bytes) exchange_ = device_.allocate(bytes);
+  auto* received = static_cast<float*>(exchange_->data());
+  const int contributors = round_.contributors > 0 ? round_.contributors : world_.size();
+  const std::int64_t begin = sharded() ? within_.rank() * share : 0;
+  for (std::int64_t first = 0; first < whole; first += part) {
+    const std::int64_t length = std::min(part, whole - first);
+    world_.wait(world_.all_gather(received, own + first, static_cast<std::size_t>(length) * sizeof(float), {static_cast<int>(group)}));
+    const std::int64_t from = std::max(first, begin), end = std::min(first + length, begin + share);
+    for (int rank = 0; rank < contributors && from < end; ++rank) {
+      device_.add(summed_gradients(group) + from - begin, received + rank * length + from - first, end - from);
+    }
+  }
+}
+
+void ParameterStore::wait_for_reductions() {
+  if (last_reduction_ < 0) return;
+  // Collectives of one rank run one after the other: the last is over when all are. It may be of either communicator.
+  Communicator& copies = share_ranks_ ? *share_ranks_ : world_;
+  (shards_.shards() == world_.size() ? within_ : copies).wait(last_reduction_);
+  last_reduction_ = -1;
+}
+
+// Squares are summed per block of a group in double, and the blocks' sums one after the other: the same total on any number of ranks.
+double ParameterStore::gradient_norm() {
+  wait_for_reductions();
+  std::int64_t blocks = 0;
+  for (std::size_t group = 0; group < shards_.groups().size(); ++group) blocks += blocks_of(shards_.share(group));
+  const auto bytes = static_cast<std::size_t>(blocks) * sizeof(double);
+  if (!norm_sums_) norm_sums_ = device_.allocate(bytes);
+  auto* sums = static_cast<double*>(norm_sums_->data());
+  std::int64_t at = 0;
+  for (std::size_t group = 0; group < shards_.groups().size(); ++group) {
+    device_.squared_norm(sums + at, summed_gradients(group), shards_.share(group));
+    at += blocks_of(shards_.share(group));
+  }
+  std::vector<double> own(static_cast<std::size_t>(blocks));
+  device_.copy_out(own.data(), sums, bytes);
+  device_.synchronize();
+  std::vector<double> all = own;
+  if (sharded()) {
+    all.resize(own.size() * static_cast<std::size_t>(shards_.shards()));
+    within_.exchange(all.data(), own.data(), bytes);
+  }
+  double total = 0;
+  std::size_t first = 0;
+  for (std::size_t group = 0; group < shards_.groups().size(); ++group) {
+    const auto count = static_cast<std::size_t>(blocks_of(shards_.share(group)));
+    for (std::size_t shard = 0; shard < static_cast<std::size_t>(shards_.shards()); ++shard) {
+      for (std::size_t block = 0; block < count; ++block) total += all[shard * own.size() + first + block];
+    }
+    first += count;
+  }
+  return std::sqrt(total);
+}
+
+std::vector<ParameterStore::Update> ParameterStore::updates() {
+  wait_for_reductions();
+  if (!sharded()) {
+    float* gradients = sums_ ? sums_->data() : full_gradients();
+    return {{0, 0, layout_.count, weights_.data(), rounds() ? compute_->data() : nullptr, gradients}};
+  }
+  std::vector<Update> updates;
+  for (const ShardLayout::Piece& piece : shards_.pieces()) {
+    void* rounded = rounds() && compute_ ? own_place(piece.group) : nullptr;
+    updates.push_back({piece.flat, piece.local, piece.count, weights_.data() + piece.local, rounded, summed_gradients(piece.group)});
+  }
+  return updates;
+}
+
+void ParameterStore::clear_gradients() {
+  wait_for_reductions();
+  if (gradients_) device_.fill_zero(gradients_->data(), gradients_->bytes());
+  if (sums_) sums_->fill_zero();
+}
+
+void ParameterStore::read_gradients(std::int64_t offset, std::int64_t length, float* out) {
+  require(!sharded(), "gradients are read where they are whole: on a world of one rank");
+  require(offset >= 0 && length >= 0 && offset <= layout_.count && length <= layout_.count - offset, "gradients: the range lies outside");
+  if (!gradients_) {
+    std::fill_n(out, length, 0.0f);
+    return;
+  }
+  const float* gradients = sums_ ? sums_->data() : full_gradients();
+  device_.copy_out(out, gradients + offset, static_cast<std::size_t>(length) * sizeof(float));
+  device_.synchronize();
+}
+
+void ParameterStore::write_gradients(std::int64_t offset, std::int64_t length, const float* values) {
+  require(!sharded(), "gradients are written where they are whole: on a world of one rank");
+  require(offset >= 0 && length >= 0 && offset <= layout_.count && length <= layout_.count - offset, "gradients: the range lies outside");
+  float* gradients = sums_ ? sums_->data() : full_gradients();
+  device_.copy_in(gradients + offset, values, static_cast<std::size_t>(length) * sizeof(float));
+  device_.synchronize();
+}
+
+}  // namespace tinyllama

@@ -1,0 +1,118 @@
+// A model's parameters and gradients on one of several ranks (native/distributed/sharding.h), and what the ranks say to each other about them.
+//
+// A step: begin_micro_batch() and the model's pass, as often as there are micro-batches; then gradient_norm(), updates() and spread(), or
+// clear_gradients() alone. All ranks do the same in the same order.
+//
+// What waits for what (see communicator.h for the two kinds of edges):
+//   gather of a group's weights     begins after the update of this rank's share, and after the last pass over what its memory held before
+//   a pass over a group             begins after its gather
+//   reduction of a group's gradients begins after the pass that adds to them last
+//   norm, update, clearing          begin after every group's reduction
+// Without `fixed_order` gradients stay on their rank until the step's last micro-batch: accumulation costs no traffic.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "native/device/device.h"
+#include "native/distributed/communicator.h"
+#include "native/distributed/sharding.h"
+#include "native/model/parameters.h"
+#include "native/model/sharded_buffer.h"
+
+namespace tinyllama {
+
+// One round of the step's micro-batches: every rank makes one, or none.
+struct MicroBatchRound {
+  bool last = true;      // of the step
+  int contributors = 0;  // ranks, from 0 on, whose micro-batch counts; what the others make has no scored target. 0: all
+};
+
+class ParameterStore final : public Parameters {
+ public:
+  // The weights start as zeros. Device and communicator must outlive the store.
+  ParameterStore(Device& device, const LlamaConfig& config, Communicator& world, const Sharding& sharding = {});
+
+  const ParameterLayout& layout() const { return layout_; }
+  const ShardLayout& shards() const { return shards_; }
+  // Fills the weights as native/model/initialization.h says; element i depends on (seed, i) alone.
+  void initialize(std::uint64_t seed);
+  // Master weights, fp32. Whoever writes to them says weights_written() afterwards.
+  ShardedBuffer& weights() { return weights_; }
+  void weights_written() { copies_are_stale_ = true; }
+
+  bool communicates() const override;
+  void acquire(std::size_t group, std::optional<std::size_t> next) override;
+  Tensor weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) override;
+  const float* gain(std::int64_t offset) override;
+  float* gradient(std::int64_t offset) override;
+  void gradient_ready(std::size_t group) override;
+
+  void begin_micro_batch(const MicroBatchRound& round) { round_ = round; }
+  // Of the sum over all micro-batches and ranks. Waits for the result.
+  double gradient_norm();
+  // What this rank updates: `count` elements from flat position `flat` on, at `local` of every ShardedBuffer. `rounded` is null where weights are
+  // not rounded, or are rounded when they are gathered.
+  struct Update {
+    std::int64_t flat, local, count;
+    float* weights;
+    void* rounded;
+    float* gradients;
+  };
+  std::vector<Update> updates();
+  // Brings the updated weights to the ranks that compute with them, and clears what updating leaves of the gradients.
+  void finish_update();
+  void clear_gradients();
+  // Summed gradients, where this rank holds them.
+  void read_gradients(std::int64_t offset, std::int64_t length, float* out);
+  void write_gradients(std::int64_t offset, std::int64_t length, const float* values);
+
+ private:
+  bool sharded() const { return shards_.shards() > 1; }
+  bool gathers_on_demand() const { return slots_[0] != nullptr; }
+  bool rounds() const { return device_.compute_type() != DataType::f32; }
+  std::int64_t compute_bytes() const { return bytes_of(device_.compute_type()); }
+  std::size_t slot_of(std::size_t group) const;
+  std::byte* weights_of(std::size_t group);
+  std::byte* own_place(std::size_t group);
+  void put_own_weights(std::size_t group);
+  void fetch(std::size_t group);
+  void refresh();
+  void spread();
+  void gather_gains();
+  float* full_gradients();
+  float* summed_gradients(std::size_t group);
+  void reduce(std::size_t group);
+  void add_in_order(std::size_t group);
+  void add_gathered(std::size_t group);
+  void wait_for_reductions();
+  void allocate_copies();
+
+  Device& device_;
+  LlamaConfig config_;
+  Communicator& world_;
+  Sharding sharding_;
+  ParameterLayout layout_;
+  // Those who share one copy; those who hold the same share of other copies.
+  std::unique_ptr<Communicator> copy_ranks_, share_ranks_;
+  Communicator& within_;
+  ShardLayout shards_;
+  ShardedBuffer weights_;
+  std::unique_ptr<ShardedBuffer> sums_;        // fixed_order: gradients summed so far
+  std::unique_ptr<Buffer> compute_;            // resident: rounded, or a copy of all shares; padded order
+  std::array<std::unique_ptr<Buffer>, 4> slots_;  // fsdp: see slot_of
+  std::array<std::size_t, 4> held_;               // the group in each slot; nothing: no group's number
+  std::unique_ptr<Buffer> gains_;              // fp32, where weights are rounded and shared out
+  std::map<std::int64_t, std::int64_t> gain_places_;
+  std::vector<Communicator::Ticket> gathers_;  // of each group; -1: nothing to wait for
+  std::unique_ptr<Buffer> gradients_;          // this rank's, padded order
+  std::unique_ptr<Buffer> exchange_;           // fixed_order: a group's gradients from every rank
+  std::unique_ptr<Buffer> norm_sums_;
+  Communicator::Ticket last_reduction_ = -1;
+  MicroBatchRound round_;
+  bool copies_are_stale_ = true;
+};
+
+}  // namespace tinyllama
