@@ -90,6 +90,10 @@ export interface KernelTiming {
   readonly perStep: boolean
 }
 
+/**
+ * Computes on a native thread of its own: calls run one after the other in the order they were made, and JavaScript may make many (1,024 may wait)
+ * before the first is answered. What returns no promise waits, with the JavaScript thread, until all calls before it are over.
+ */
 export interface NativeModel {
   readonly parameters: ReadonlyArray<ParameterInfo>
   readonly parameterCount: number
@@ -106,11 +110,12 @@ export interface NativeModel {
   accumulate(batch: Batch, lossScale: number): Promise<{ readonly lossSum: number; readonly scored: number }>
   /** Clips by the global norm, applies AdamW, zeroes the gradients. A gradient norm that is not finite applies nothing. */
   step(options: AdamWStep): Promise<{ readonly gradientNorm: number }>
-  /** Zeroes the gradients instead of a step. */
+  /** Zeroes the gradients instead of a step. Calls of `accumulate` that have not begun are dropped, and reject. */
   discard(): Promise<void>
   score(batch: Batch): Promise<{ readonly logProbabilities: Float32Array; readonly greedy: Uint8Array }>
   /** All logits, (batch × length, vocab_size): for oracles and small checks, not for evaluation. */
   logits(batch: Omit<Batch, "targets">): Promise<Float32Array>
+  /** Lets the call that runs end, rejects those that wait, and frees the memory. */
   dispose(): void
 }
 

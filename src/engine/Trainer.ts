@@ -80,6 +80,9 @@ export interface TrainingOutcome {
 /** Saving for resuming alone may take this share of the time, whatever saveEverySeconds says. */
 const SAVING_SHARE = 0.05
 
+/** Handed over to the engine at once. A step is mostly whole in it; the ids of so many take little memory. */
+const MICRO_BATCHES_AHEAD = 32
+
 const scoredTargets = (batches: ReadonlyArray<Batch>): number =>
   batches.reduce((sum, { targets }) => sum + targets.reduce((count, target) => count + (target >= 0 ? 1 : 0), 0), 0)
 
@@ -286,26 +289,32 @@ export const train: (
         startImmediately: true
       })
 
-    /** The sum of the losses; undefined when the attempt shall stop. A micro-batch is handed over while the one before computes: no device waits. */
+    const inEngine = <A>(step: number, call: () => Promise<A>) =>
+      Effect.tryPromise({ try: call, catch: nativeFailure(`step ${step}`, plan.advice.memory) })
+
+    /**
+     * The sum of the losses; undefined when the attempt shall stop. The engine's thread has the next micro-batches at hand while one computes: no
+     * device waits for JavaScript.
+     */
     const accumulated = Effect.fnUntraced(function* (
       batches: ReadonlyArray<TrainingBatch>,
       lossScale: number,
       step: number
     ) {
-      const begin = (batch: TrainingBatch | undefined) =>
-        batch === undefined || stopRequested() ? undefined : model.accumulate(batch, lossScale)
+      const handedOver: Array<ReturnType<NativeModel["accumulate"]>> = []
       let sum = 0
-      let running = begin(batches[0])
       for (let index = 0; index < batches.length; index++) {
-        if (running === undefined) return undefined
-        const current = running
-        running = begin(batches[index + 1])
-        // It may fail while the one before is still waited for.
-        running?.catch(() => undefined)
-        const { lossSum } = yield* Effect.tryPromise({
-          try: () => current,
-          catch: nativeFailure(`step ${step}`, plan.advice.memory)
-        })
+        if (stopRequested()) {
+          yield* inEngine(step, () => model.discard())
+          return undefined
+        }
+        for (const batch of batches.slice(handedOver.length, index + MICRO_BATCHES_AHEAD)) {
+          const running = model.accumulate(batch, lossScale)
+          // It may fail while one before is still waited for.
+          running.catch(() => undefined)
+          handedOver.push(running)
+        }
+        const { lossSum } = yield* inEngine(step, () => handedOver[index]!)
         sum += lossSum
       }
       return sum
@@ -325,13 +334,10 @@ export const train: (
       if (lossSum === undefined) return yield* stop(`in step ${step}`)
       const loss = lossSum / scored
       const learningRate = learningRateAt(plan.schedule, step)
-      const gradientNorm = yield* Effect.tryPromise({
-        try: async () => {
-          if (Number.isFinite(loss)) return (await model.step({ ...plan.optimizer, step, learningRate })).gradientNorm
-          await model.discard()
-          return Number.NaN
-        },
-        catch: nativeFailure(`step ${step}`, plan.advice.memory)
+      const gradientNorm = yield* inEngine(step, async () => {
+        if (Number.isFinite(loss)) return (await model.step({ ...plan.optimizer, step, learningRate })).gradientNorm
+        await model.discard()
+        return Number.NaN
       })
       const tokens = state.tokens + batches.reduce((sum, batch) => sum + batch.inputTokens, 0)
       state = { ...state, step, tokens, next_sample: first + count }

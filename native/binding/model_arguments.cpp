@@ -1,0 +1,100 @@
+#include "native/binding/model_arguments.h"
+
+#include <initializer_list>
+#include <string>
+
+#include "native/binding/arguments.h"
+#include "native/core/error.h"
+
+namespace tinyllama {
+
+namespace {
+
+int read_threads(const Napi::Value& value) {
+  const std::int64_t threads = integer_argument(object_argument(value, "options").Get("threads"), "options.threads");
+  require(threads >= 1 && threads <= 1024, "options.threads must lie between 1 and 1024, got " + std::to_string(threads));
+  return static_cast<int>(threads);
+}
+
+// One of the names, by its place among them; the first when nothing is given.
+std::size_t read_choice(const Napi::Value& value, const std::string& name, std::initializer_list<const char*> choices) {
+  if (value.IsUndefined()) return 0;
+  const std::string given = string_argument(value, name);
+  std::string all;
+  std::size_t index = 0;
+  for (const char* choice : choices) {
+    if (given == choice) return index;
+    all += std::string(index == 0 ? "\"" : ", \"") + choice + "\"";
+    ++index;
+  }
+  throw Error(name + " must be one of " + all + ", got \"" + given + "\"");
+}
+
+std::vector<std::int32_t> copy_ids(const Napi::Value& value, const std::string& name) {
+  const Napi::Int32Array ids = int32_argument(value, name);
+  return {ids.Data(), ids.Data() + ids.ElementLength()};
+}
+
+}  // namespace
+
+LlamaConfig read_config(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "config");
+  auto integer = [&](const char* name) { return integer_argument(object.Get(name), std::string("config.") + name); };
+  LlamaConfig config;
+  config.vocab_size = integer("vocab_size");
+  config.hidden_size = integer("hidden_size");
+  config.intermediate_size = integer("intermediate_size");
+  config.num_hidden_layers = integer("num_hidden_layers");
+  config.num_attention_heads = integer("num_attention_heads");
+  config.num_key_value_heads = integer("num_key_value_heads");
+  config.head_dim = integer("head_dim");
+  config.rms_norm_eps = number_argument(object.Get("rms_norm_eps"), "config.rms_norm_eps");
+  config.rope_theta = number_argument(object.Get("rope_theta"), "config.rope_theta");
+  config.tie_word_embeddings = boolean_argument(object.Get("tie_word_embeddings"), "config.tie_word_embeddings");
+  return config;
+}
+
+EngineOptions read_options(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "options");
+  EngineOptions options;
+  options.device.threads = read_threads(value);
+  options.device.kind = read_choice(object.Get("device"), "options.device", {"cpu", "cuda"}) == 0 ? DeviceKind::cpu : DeviceKind::cuda;
+  if (const Napi::Value gpu = object.Get("gpu"); !gpu.IsUndefined())
+    options.device.ordinal = static_cast<int>(integer_argument(gpu, "options.gpu"));
+  options.device.compute_type = read_choice(object.Get("precision"), "options.precision", {"fp32", "bf16"}) == 0 ? DataType::f32 : DataType::bf16;
+  options.device.graphs = read_choice(object.Get("graphs"), "options.graphs", {"on", "off"}) == 0;
+  options.recompute =
+      static_cast<Recompute>(read_choice(object.Get("recompute"), "options.recompute", {"none", "pointwise", "gate_up", "full"}));
+  return options;
+}
+
+AdamWOptions read_step(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "options");
+  auto number = [&](const char* name) { return number_argument(object.Get(name), std::string("options.") + name); };
+  AdamWOptions options;
+  options.step = integer_argument(object.Get("step"), "options.step");
+  options.learning_rate = number("learningRate");
+  options.beta1 = number("beta1");
+  options.beta2 = number("beta2");
+  options.epsilon = number("epsilon");
+  options.weight_decay = number("weightDecay");
+  options.clip = number("clip");
+  const std::string decay = string_argument(object.Get("decay"), "options.decay");
+  require(decay == "all" || decay == "matrices", "options.decay must be \"all\" or \"matrices\", got \"" + decay + "\"");
+  options.decay = decay == "all" ? DecayPolicy::all : DecayPolicy::matrices;
+  return options;
+}
+
+OwnedBatch read_batch(const Napi::Value& value, bool with_targets) {
+  const Napi::Object object = object_argument(value, "batch");
+  OwnedBatch batch;
+  batch.tokens = copy_ids(object.Get("tokens"), "batch.tokens");
+  if (with_targets) batch.targets = copy_ids(object.Get("targets"), "batch.targets");
+  if (const Napi::Value first_keys = object.Get("firstKeys"); !first_keys.IsUndefined())
+    batch.first_keys = copy_ids(first_keys, "batch.firstKeys");
+  batch.batch = integer_argument(object.Get("batch"), "batch.batch");
+  batch.length = integer_argument(object.Get("length"), "batch.length");
+  return batch;
+}
+
+}  // namespace tinyllama
