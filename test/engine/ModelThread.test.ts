@@ -47,10 +47,7 @@ describe("calls that wait", () => {
       const calls = Array.from({ length: 1500 }, () => model.accumulate(batchOf([1, 2, 3, 4]), 1))
       const refused = yield* failures(calls)
       assert.isAbove(refused.length, 0)
-      assert.deepStrictEqual(
-        new Set(refused),
-        new Set(["Error: 1024 calls wait already: await some of them first"])
-      )
+      assert.deepStrictEqual(new Set(refused), new Set(["Error: 1024 calls wait already: await some of them first"]))
       assert.strictEqual((yield* Effect.promise(() => model.accumulate(batchOf([1]), 1))).scored, 16)
     })
   )

@@ -1,8 +1,9 @@
 import { readFileSync, writeFileSync } from "node:fs"
-import { basename, join } from "node:path"
+import { basename, dirname, join } from "node:path"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, FileSystem, type Scope } from "effect"
+import { restoreNewest } from "../../src/engine/Checkpoints.ts"
 import { learningRateAt } from "../../src/engine/Schedule.ts"
 import { train, type TrainingData, type TrainingPlan } from "../../src/engine/Trainer.ts"
 import { type Progress, StageError } from "../../src/pipeline/StageType.ts"
@@ -137,6 +138,23 @@ describe("train", () => {
         break
       }
       assert.isAbove(attempts, 4)
+    })
+  )
+
+  live("a step of more micro-batches than are handed over at once is their sum, one after the other", () =>
+    Effect.gen(function* () {
+      const plan = { ...tinyPlan, totalSamples: 90, samplesPerStep: 90 }
+      const { checkpoints } = yield* succeeded(yield* folder, { plan })
+      const batches = yield* tinyData.batches(0, 90)
+      const [trained, model] = [yield* tinyModel(1), yield* tinyModel(1)]
+      yield* restoreNewest(dirname(checkpoints[0]!), trained, (warning) => assert.fail(warning))
+      model.initialize(plan.seed)
+      yield* Effect.promise(async () => {
+        for (const batch of batches) await model.accumulate(batch, 1 / (90 * 16))
+        await model.step({ ...plan.optimizer, step: 1, learningRate: learningRateAt(plan.schedule, 1) })
+      })
+      const weights = (of: typeof model) => of.read("weights", 0, of.parameterCount)
+      assert.deepStrictEqual(weights(trained), weights(model))
     })
   )
 

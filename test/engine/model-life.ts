@@ -53,19 +53,21 @@ const ways: Readonly<Record<string, () => Promise<void>>> = {
     const model = makeModel(32)
     makeModel(32)
     const { scored } = await model.accumulate(batchOf(1, 16), 1)
-    model.step({
-      step: 1,
-      learningRate: 1e-3,
-      beta1: 0.9,
-      beta2: 0.95,
-      epsilon: 1e-8,
-      weightDecay: 0,
-      decay: "all",
-      clip: 1
-    }).then(
-      ({ gradientNorm }) => console.log(`${scored} scored, gradient norm above 0: ${gradientNorm > 0}`),
-      () => undefined
-    )
+    model
+      .step({
+        step: 1,
+        learningRate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weightDecay: 0,
+        decay: "all",
+        clip: 1
+      })
+      .then(
+        ({ gradientNorm }) => console.log(`${scored} scored, gradient norm above 0: ${gradientNorm > 0}`),
+        () => undefined
+      )
   },
   exit: async () => {
     await busy()

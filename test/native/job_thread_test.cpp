@@ -2,10 +2,12 @@
 #include "native/core/job_thread.h"
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <future>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "native/core/error.h"
@@ -122,7 +124,11 @@ void test_stop() {
   Blocker blocker(thread);
   for (int i = 1; i <= 3; ++i) expect(post(thread, i), "a job is taken");
   bool freed = false;
-  std::thread later([&] { blocker.let_go(); });
+  // Long enough for stop() to have taken what waits.
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    blocker.let_go();
+  });
   const Jobs left = thread.stop([&] { freed = finished.numbers() == std::vector<int>{0}; });
   later.join();
   expect(freed, "the running job ends, then the last call is made");
