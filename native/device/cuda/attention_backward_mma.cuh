@@ -59,9 +59,17 @@ __device__ __forceinline__ void multiply_step(float (&sums)[MT][N][4], std::uint
   }
 }
 
+// Shared memory of a block on the GPU that is compiled for. What needs more has no code there.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+constexpr int shared_memory_of_block = 99 * 1024;
+#else
+constexpr int shared_memory_of_block = 227 * 1024;
+#endif
+
 template <int S, int WARPS, int MT, int QT, int QC, int BLOCKS>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_backward_mma(const BackwardArguments arguments) {
   using Layout = BackwardLayout<S, WARPS, MT, QT>;
+  if constexpr (Layout::bytes > shared_memory_of_block) return;
   constexpr int threads = WARPS * 32, depth_steps = S / 16, D = S / 8;
   constexpr int KT = Layout::key_rows, N = QC / 8;  // a warp takes the queries in chunks of QC
   static_assert(QT % (MT * 16) == 0 && KT % QT == 0 && QT % QC == 0);

@@ -29,7 +29,7 @@ void attention_mma_backward(CudaContext& context, const Tensor& dqkv, const Tens
   if (shape.head_size == 64)
     launch_backward_mma<64, 4, 2, 64, 32, 2>(context, operands, all_groups);
   else
-    launch_backward_mma<128, 8, 1, 64, 32, 1>(context, operands);
+    launch_backward_mma<128, 8, 1, 64, 32, 1>(context, operands, all_groups);
 }
 
 }  // namespace tinyllama::cuda
