@@ -125,6 +125,8 @@ export interface Ranks {
   /** Where rank 0 listens for the others; undefined where no launcher says. */
   readonly master: { readonly address: string; readonly port: number } | undefined
   readonly launcher: "none" | "environment" | "mpirun" | "mpiexec" | "srun"
+  /** Whether MPI_Init finds the others: mpirun started them, or srun with a PMI plugin. */
+  readonly mpi: boolean
 }
 
 /** GPUs of the machine that a plan is made for, which need not be this one. */

@@ -12,7 +12,15 @@
 import { Result } from "effect"
 import { type Ranks, StageError } from "../StageType.ts"
 
-export const alone: Ranks = { rank: 0, size: 1, localRank: 0, localSize: 1, master: undefined, launcher: "none" }
+export const alone: Ranks = {
+  rank: 0,
+  size: 1,
+  localRank: 0,
+  localSize: 1,
+  master: undefined,
+  launcher: "none",
+  mpi: false
+}
 
 type Environment = Readonly<Record<string, string | undefined>>
 
@@ -56,6 +64,9 @@ const conventions: ReadonlyArray<Convention> = [
   }
 ]
 
+/** Set where a launcher speaks MPI's start-up protocol. */
+const pmi = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"]
+
 /** This process's place among its ranks; fails with what is wrong with a half-set or impossible environment. */
 export const ranksOf = (environment: Environment): Result.Result<Ranks, StageError> => {
   for (const convention of conventions) {
@@ -89,7 +100,8 @@ const decode = (environment: Environment, convention: Convention): Result.Result
       localRank,
       localSize: localSize ?? srunLocalSize(environment, launcher) ?? Math.max(1, localRank + 1),
       master,
-      launcher
+      launcher,
+      mpi: pmi.some((name) => environment[name] !== undefined)
     }
   })
 
@@ -157,7 +169,7 @@ const unfit = (cause: string, next: string) =>
   Result.fail(new StageError({ failure: "invalid-input", message: `the ranks' environment: ${cause}`, next }))
 
 const launchers =
-  /^(?:RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT)$|^(?:OMPI_COMM_WORLD_|PMIX_|PMI_|MPI_LOCAL|SLURM_)/u
+  /^(?:RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT)$|^(?:OMPI_COMM_WORLD_|PMIX_|PMI_|MPI_LOCAL|SLURM_(?!CONF$))/u
 
 /** Without what launchers say: for processes of a runner that itself runs inside a Slurm job, say, and is no rank of anything. */
 export const withoutRanks = (environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv =>

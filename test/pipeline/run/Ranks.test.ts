@@ -30,7 +30,8 @@ describe("which rank a process is", () => {
       localRank: 1,
       localSize: 4,
       master: { address: "node-a", port: 29500 },
-      launcher: "environment"
+      launcher: "environment",
+      mpi: false
     })
     // One process a pod, as Kubeflow starts them.
     assert.strictEqual(ranks({ RANK: "5", WORLD_SIZE: "8" }).localRank, 0)
@@ -49,6 +50,7 @@ describe("which rank a process is", () => {
       ["mpirun", 3, 4, 1, 2]
     )
     assert.deepStrictEqual(ranks({ PMI_RANK: "1", PMI_SIZE: "2", MPI_LOCALRANKID: "1" }).launcher, "mpiexec")
+    assert.isTrue(found.mpi)
   })
 
   it("comes from srun, with the number of tasks on its node", () => {
@@ -87,7 +89,14 @@ describe("which rank a process is", () => {
   })
 
   it("is not inherited by processes that are no ranks", () => {
-    const environment = { HOME: "/h", RANK: "1", SLURM_PROCID: "0", OMPI_COMM_WORLD_RANK: "1", PMIX_RANK: "1" }
-    assert.deepStrictEqual(withoutRanks(environment), { HOME: "/h" })
+    const environment = {
+      HOME: "/h",
+      SLURM_CONF: "/c",
+      RANK: "1",
+      SLURM_PROCID: "0",
+      OMPI_COMM_WORLD_RANK: "1",
+      PMIX_RANK: "1"
+    }
+    assert.deepStrictEqual(withoutRanks(environment), { HOME: "/h", SLURM_CONF: "/c" })
   })
 })
