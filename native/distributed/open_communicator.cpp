@@ -1,5 +1,10 @@
 #include "native/distributed/open_communicator.h"
 
+#include <array>
+#include <random>
+#include <utility>
+#include <vector>
+
 #include "native/core/error.h"
 #include "native/distributed/fake_communicator.h"
 #include "native/distributed/mpi_library.h"
@@ -8,11 +13,11 @@
 
 namespace tinyllama {
 
-std::unique_ptr<Communicator> open_communicator(const CommunicatorOptions& options, Device& device) {
-  const auto [kind, rank, size] = options;
-  require(size >= 1 && rank >= 0 && rank < size,
-          "rank " + std::to_string(rank) + " of " + std::to_string(size) + " is none: RANK must be from 0 to WORLD_SIZE - 1");
-  switch (kind) {
+namespace {
+
+std::unique_ptr<Communicator> open_backend(const CommunicatorOptions& options, Device& device) {
+  const int rank = options.rank, size = options.size;
+  switch (options.kind) {
     case CommunicatorKind::single:
       require(size == 1, "a world of " + std::to_string(size) + " needs MPI or NCCL between its ranks");
       return make_single_communicator(device);
@@ -25,6 +30,32 @@ std::unique_ptr<Communicator> open_communicator(const CommunicatorOptions& optio
       return make_staged_communicator(device, open_mpi(rank, size));
   }
   throw Error("unknown kind of communicator");
+}
+
+// A number of rank 0's, on all ranks: two starts of one run never share it.
+std::string draw_nonce(Communicator& ranks) {
+  std::random_device random;
+  const std::array<std::uint32_t, 4> own = {random(), random(), random(), random()};
+  std::vector<std::array<std::uint32_t, 4>> all(static_cast<std::size_t>(ranks.size()));
+  ranks.exchange(all.data(), own.data(), sizeof(own));
+  std::string text;
+  for (const std::uint32_t word : all[0]) text += std::to_string(word) + ".";
+  return text;
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> open_communicator(const CommunicatorOptions& options, Device& device) {
+  require(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
+          "there is no rank " + std::to_string(options.rank) + " of " + std::to_string(options.size) + ": RANK must be from 0 to WORLD_SIZE - 1");
+  std::unique_ptr<Communicator> ranks = open_backend(options, device);
+  if (options.kind == CommunicatorKind::single || options.kind == CommunicatorKind::fake) return ranks;
+  if (!options.log_folder.empty()) {
+    const std::string nonce = draw_nonce(*ranks);
+    ranks = watch(std::move(ranks), {options.log_folder, nonce, options.collective_timeout});
+  }
+  check_agreement(*ranks, options.agreement);
+  return ranks;
 }
 
 }  // namespace tinyllama

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "native/device/device.h"
+#include "native/distributed/agreement.h"
 #include "native/distributed/communicator.h"
+#include "native/distributed/watched_communicator.h"
 
 namespace tinyllama {
 
@@ -20,6 +22,9 @@ struct CommunicatorOptions {
   CommunicatorKind kind = CommunicatorKind::single;
   int rank = 0;
   int size = 1;
+  Agreement agreement = {};     // what all ranks must have alike; held against each other when they have met
+  std::string log_folder = {};  // of the log of collectives and the watchdog, for all ranks the same; empty: neither
+  double collective_timeout = WatchOptions{}.timeout;  // seconds
 };
 
 // The device outlives the communicator. Throws Error where the ranks cannot be joined.
