@@ -65,7 +65,30 @@ EngineOptions read_options(const Napi::Value& value) {
   options.device.graphs = read_choice(object.Get("graphs"), "options.graphs", {"on", "off"}) == 0;
   options.recompute =
       static_cast<Recompute>(read_choice(object.Get("recompute"), "options.recompute", {"none", "pointwise", "gate_up", "full"}));
+  options.sharding.strategy =
+      static_cast<Strategy>(read_choice(object.Get("strategy"), "options.strategy", {"none", "zero2", "fsdp", "hsdp"}));
+  if (const Napi::Value size = object.Get("shardSize"); !size.IsUndefined())
+    options.sharding.shard_size = static_cast<int>(integer_argument(size, "options.shardSize"));
+  options.sharding.fixed_order = read_choice(object.Get("gradientSum"), "options.gradientSum", {"fast", "fixed-order"}) == 1;
   return options;
+}
+
+CommunicatorOptions read_world(const Napi::Value& options) {
+  const Napi::Value world = object_argument(options, "options").Get("world");
+  if (world.IsUndefined()) return {};
+  const Napi::Object object = object_argument(world, "options.world");
+  CommunicatorOptions result;
+  constexpr CommunicatorKind kinds[] = {CommunicatorKind::single, CommunicatorKind::mpi, CommunicatorKind::host_staged, CommunicatorKind::fake};
+  result.kind = kinds[read_choice(object.Get("communicator"), "options.world.communicator", {"single", "mpi", "host-staged", "fake"})];
+  result.rank = static_cast<int>(integer_argument(object.Get("rank"), "options.world.rank"));
+  result.size = static_cast<int>(integer_argument(object.Get("size"), "options.world.size"));
+  return result;
+}
+
+MicroBatchRound read_round(const Napi::Value& value) {
+  if (value.IsUndefined()) return {};
+  const Napi::Object object = object_argument(value, "round");
+  return {boolean_argument(object.Get("last"), "round.last"), static_cast<int>(integer_argument(object.Get("contributors"), "round.contributors"))};
 }
 
 AdamWOptions read_step(const Napi::Value& value) {

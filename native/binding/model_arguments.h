@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "native/distributed/open_communicator.h"
 #include "native/model/llama.h"
 #include "native/optimizer/adamw.h"
 #include "native/training/training_engine.h"
@@ -20,6 +21,10 @@ struct OwnedBatch {
 
 LlamaConfig read_config(const Napi::Value& value);
 EngineOptions read_options(const Napi::Value& value);
+// Of options.world; a world of 1 where it is not given.
+CommunicatorOptions read_world(const Napi::Value& options);
+// All micro-batches of a step, where it is not given: one round.
+MicroBatchRound read_round(const Napi::Value& value);
 AdamWOptions read_step(const Napi::Value& value);
 OwnedBatch read_batch(const Napi::Value& value, bool with_targets);
 

@@ -12,7 +12,7 @@
 #include "native/binding/promise_thread.h"
 #include "native/core/error.h"
 #include "native/device/open_device.h"
-#include "native/distributed/single_communicator.h"
+#include "native/distributed/open_communicator.h"
 #include "native/training/training_engine.h"
 
 namespace tinyllama {
@@ -53,17 +53,20 @@ class Model : public Napi::ObjectWrap<Model> {
                         InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
                         InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::accumulate>("accumulate"),
                         InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
-                        InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::discard>("discard"), InstanceMethod<&Model::dispose>("dispose")});
+                        InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::discard>("discard"),
+                        InstanceMethod<&Model::exchange>("exchange"), InstanceAccessor<&Model::shares>("shares"),
+                        InstanceMethod<&Model::dispose>("dispose")});
   }
 
   explicit Model(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Model>(info), thread_(info.Env(), "model", [this] { engine_.reset(); }) {
     const LlamaConfig config = read_config(info[0]);
     const EngineOptions options = read_options(info[1]);
+    const CommunicatorOptions world_options = read_world(info[1]);
     layout_ = parameter_layout(config);
     thread_.wait([&] {
       std::unique_ptr<Device> device = open_device(options.device);
       device_name_ = device->name();
-      std::unique_ptr<Communicator> world = make_single_communicator(*device);
+      std::unique_ptr<Communicator> world = open_communicator(world_options, *device);
       engine_ = std::make_unique<TrainingEngine>(std::move(device), std::move(world), config, options);
     });
   }
@@ -131,7 +134,8 @@ class Model : public Napi::ObjectWrap<Model> {
     const double loss_scale = number_argument(info[1], "lossScale");
     return post<BatchLoss>(
         info, Withdrawable::yes,
-        [batch = read_batch(info[0], true), loss_scale](TrainingEngine& engine) {
+        [batch = read_batch(info[0], true), loss_scale, round = read_round(info[2])](TrainingEngine& engine) {
+          engine.store.begin_micro_batch(round);
           return engine.llama.accumulate(batch.view(), static_cast<float>(loss_scale));
         },
         [](Napi::Env env, BatchLoss& loss) {
@@ -187,6 +191,38 @@ class Model : public Napi::ObjectWrap<Model> {
           return true;
         },
         [](Napi::Env env, bool&) { return env.Undefined(); });
+  }
+
+  // Every rank's values, in the order of ranks.
+  Napi::Value exchange(const Napi::CallbackInfo& info) {
+    require(info[0].IsTypedArray() && info[0].As<Napi::TypedArray>().TypedArrayType() == napi_float64_array, "values must be a Float64Array");
+    const Napi::Float64Array given = info[0].As<Napi::Float64Array>();
+    return post<std::vector<double>>(
+        info, Withdrawable::no,
+        [own = std::vector<double>(given.Data(), given.Data() + given.ElementLength())](TrainingEngine& engine) {
+          std::vector<double> all(own.size() * static_cast<std::size_t>(engine.world->size()));
+          engine.world->exchange(all.data(), own.data(), own.size() * sizeof(double));
+          return all;
+        },
+        [](Napi::Env env, std::vector<double>& values) {
+          Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
+          std::copy(values.begin(), values.end(), array.Data());
+          return array;
+        });
+  }
+
+  // [{offset, count}]: the flat elements that this rank holds of weights and moments.
+  Napi::Value shares(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    const auto& pieces = engine_->store.shards().pieces();
+    Napi::Array list = Napi::Array::New(env, pieces.size());
+    for (std::size_t index = 0; index < pieces.size(); ++index) {
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("offset", static_cast<double>(pieces[index].flat));
+      entry.Set("count", static_cast<double>(pieces[index].count));
+      list.Set(static_cast<std::uint32_t>(index), entry);
+    }
+    return list;
   }
 
   // Waits for the call that runs, if any, and frees the memory; calls that wait are rejected.

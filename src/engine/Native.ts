@@ -51,6 +51,21 @@ export interface AdamWStep {
   readonly clip: number
 }
 
+/** Which of the processes that train together this one is, and how they speak. */
+export interface NativeWorld {
+  readonly rank: number
+  readonly size: number
+  /** single: a world of 1; mpi: ranks on CPUs; host-staged: MPI for ranks that share a GPU; fake: rank r of W alone, for measuring. */
+  readonly communicator: "single" | "mpi" | "host-staged" | "fake"
+}
+
+/** One round of a step's micro-batches, of which every rank makes one: the first `contributors` ranks' count. */
+export interface MicroBatchRound {
+  /** Of the step: the ranks then sum their gradients. */
+  readonly last: boolean
+  readonly contributors: number
+}
+
 export type StateKind = "weights" | "gradients" | "firstMoment" | "secondMoment"
 
 /** Where a model computes. All but `threads` may be left out: the CPU, in fp32, keeping everything for the backward pass. */
@@ -66,6 +81,14 @@ export interface ModelOptions {
   readonly recompute?: "none" | "pointwise" | "gate_up" | "full"
   /** Whether a GPU's repeated work is recorded once and launched as a whole. */
   readonly graphs?: "on" | "off"
+  /** A world of 1 where it is left out. */
+  readonly world?: NativeWorld
+  /** How parameters are shared out among ranks: native/distributed/sharding.h. */
+  readonly strategy?: "none" | "zero2" | "fsdp" | "hsdp"
+  /** Of hsdp: how many ranks share one copy. */
+  readonly shardSize?: number
+  /** fixed-order: micro-batch by micro-batch in their global order, with the same bits on any number of ranks. */
+  readonly gradientSum?: "fast" | "fixed-order"
 }
 
 /** The GPUs that can be used; where there are none, `obstacle` says why and what to do. */
@@ -107,9 +130,17 @@ export interface NativeModel {
   read(kind: StateKind, offset: number, length: number): Float32Array
   write(kind: StateKind, offset: number, values: Float32Array): void
   /** Forward and backward; adds the gradient of lossScale × (sum of the scored targets' losses). Off the JavaScript thread. */
-  accumulate(batch: Batch, lossScale: number): Promise<{ readonly lossSum: number; readonly scored: number }>
+  accumulate(
+    batch: Batch,
+    lossScale: number,
+    round?: MicroBatchRound
+  ): Promise<{ readonly lossSum: number; readonly scored: number }>
   /** Clips by the global norm, applies AdamW, zeroes the gradients. A gradient norm that is not finite applies nothing. */
   step(options: AdamWStep): Promise<{ readonly gradientNorm: number }>
+  /** Every rank's values, in the order of ranks; all ranks call it, with equally many. */
+  exchange(values: Float64Array): Promise<Float64Array>
+  /** The flat elements that this rank holds of weights and moments; `read` and `write` reach these alone. */
+  readonly shares: ReadonlyArray<{ readonly offset: number; readonly count: number }>
   /** Zeroes the gradients instead of a step. Calls of `accumulate` that have not begun are dropped, and reject. */
   discard(): Promise<void>
   score(batch: Batch): Promise<{ readonly logProbabilities: Float32Array; readonly greedy: Uint8Array }>
