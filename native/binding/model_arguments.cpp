@@ -63,6 +63,7 @@ EngineOptions read_options(const Napi::Value& value) {
     options.device.ordinal = static_cast<int>(integer_argument(gpu, "options.gpu"));
   options.device.compute_type = read_choice(object.Get("precision"), "options.precision", {"fp32", "bf16"}) == 0 ? DataType::f32 : DataType::bf16;
   options.device.graphs = read_choice(object.Get("graphs"), "options.graphs", {"on", "off"}) == 0;
+  options.state_type = read_choice(object.Get("state"), "options.state", {"fp32", "bf16"}) == 0 ? DataType::f32 : DataType::bf16;
   options.recompute =
       static_cast<Recompute>(read_choice(object.Get("recompute"), "options.recompute", {"none", "pointwise", "gate_up", "full"}));
   options.sharding.strategy =
@@ -105,6 +106,8 @@ AdamWOptions read_step(const Napi::Value& value) {
   const std::string decay = string_argument(object.Get("decay"), "options.decay");
   require(decay == "all" || decay == "matrices", "options.decay must be \"all\" or \"matrices\", got \"" + decay + "\"");
   options.decay = decay == "all" ? DecayPolicy::all : DecayPolicy::matrices;
+  if (const Napi::Value seed = object.Get("seed"); !seed.IsUndefined())
+    options.seed = static_cast<std::uint64_t>(integer_argument(seed, "options.seed"));
   return options;
 }
 

@@ -43,7 +43,7 @@ Napi::Value training_memory(const Napi::CallbackInfo& info) {
   const EngineOptions options = read_options(info[1]);
   const std::int64_t batch = integer_argument(info[2], "batch"), length = integer_argument(info[3], "length");
   require(batch >= 1 && length >= 1 && batch <= INT32_MAX && length <= INT32_MAX, "batch and length must be at least 1 and fit 32 bits");
-  const MemoryPlan plan = plan_training_memory(config, batch, length, options.device.compute_type, options.recompute);
+  const MemoryPlan plan = plan_training_memory(config, batch, length, options.device.compute_type, options.recompute, options.state_type);
   Napi::Object answer = Napi::Object::New(env);
   answer.Set("weights", static_cast<double>(plan.weights));
   answer.Set("gradients", static_cast<double>(plan.gradients));
@@ -69,7 +69,8 @@ Napi::Value kernel_timings(const Napi::CallbackInfo& info) {
       info.Env(), "timeKernels",
       [=] {
         const std::unique_ptr<Device> device = open_device(options.device);
-        return KernelReport{device->name(), time_kernels(*device, config, batch, length, options.recompute, static_cast<int>(rounds))};
+        return KernelReport{device->name(), time_kernels(*device, config, batch, length, options.recompute, static_cast<int>(rounds),
+                                                         options.state_type)};
       },
       [](Napi::Env env, KernelReport& report) {
         Napi::Array list = Napi::Array::New(env, report.timings.size());

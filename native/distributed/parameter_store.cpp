@@ -25,7 +25,7 @@ std::int64_t blocks_of(std::int64_t count) { return (count + ShardLayout::block 
 
 }  // namespace
 
-ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Communicator& world, const Sharding& sharding)
+ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Communicator& world, const Sharding& sharding, DataType state_type)
     : device_(device),
       config_(config),
       world_(world),
@@ -35,11 +35,11 @@ ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Commun
       share_ranks_(split(world, ranks_per_copy(sharding, world.size()), false)),
       within_(copy_ranks_ ? *copy_ranks_ : world),
       shards_(layout_, ranks_per_copy(sharding, world.size()), world.rank() % ranks_per_copy(sharding, world.size())),
-      weights_(device, "weights", shards_),
+      weights_(device, "weights", shards_, state_type),
       gathers_(shards_.groups().size(), -1) {
   held_.fill(no_group);
   if (sharding.fixed_order) sums_ = std::make_unique<ShardedBuffer>(device, "gradients", shards_);
-  weights_.data();
+  weights_.at(0);
   std::int64_t place = 0;
   for (const Parameter& parameter : layout_.parameters) {
     if (parameter.role != ParameterRole::gain) continue;
@@ -49,16 +49,16 @@ ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Commun
   allocate_copies();
 }
 
-// Beside the masters: what passes read. A single rank that computes in fp32 reads the masters themselves.
+// Beside the masters: what passes read. A single rank whose masters are of the compute type reads them themselves.
 void ParameterStore::allocate_copies() {
-  if (sharded() && rounds()) {
+  if (device_.compute_type() != DataType::f32 && (sharded() || state_type() != DataType::f32)) {
     std::int64_t gains = 0;
     for (const Parameter& parameter : layout_.parameters) gains += parameter.role == ParameterRole::gain ? parameter.count : 0;
     gains_ = device_.allocate(static_cast<std::size_t>(gains) * sizeof(float));
   }
   const bool resident = sharding_.strategy == Strategy::none || sharding_.strategy == Strategy::zero2 || !sharded();
   if (resident) {
-    if (sharded() || rounds()) compute_ = device_.allocate(static_cast<std::size_t>(shards_.padded_count() * compute_bytes()));
+    if (sharded() || rounds() || widens()) compute_ = device_.allocate(static_cast<std::size_t>(shards_.padded_count() * compute_bytes()));
     return;
   }
   std::array<std::int64_t, 4> largest{};
@@ -93,7 +93,7 @@ std::size_t ParameterStore::slot_of(std::size_t group) const {
 
 std::byte* ParameterStore::weights_of(std::size_t group) {
   if (gathers_on_demand()) return static_cast<std::byte*>(slots_[slot_of(group)]->data());
-  std::byte* all = static_cast<std::byte*>(compute_ ? compute_->data() : static_cast<void*>(weights_.data()));
+  std::byte* all = static_cast<std::byte*>(compute_ ? compute_->data() : weights_.at(0));
   return all + shards_.padded_offset(group) * compute_bytes();
 }
 
@@ -104,11 +104,15 @@ std::byte* ParameterStore::own_place(std::size_t group) {
 
 // From the masters to this rank's place in the copy.
 void ParameterStore::put_own_weights(std::size_t group) {
-  const float* masters = weights_.data() + shards_.local_offset(group);
+  const void* masters = weights_.at(shards_.local_offset(group));
+  const std::int64_t share = shards_.share(group);
+  std::byte* place = own_place(group);
   if (rounds()) {
-    device_.round_weights(own_place(group), masters, shards_.share(group));
+    device_.round_weights(place, static_cast<const float*>(masters), share);
+  } else if (widens()) {
+    device_.widen(reinterpret_cast<float*>(place), static_cast<const std::uint16_t*>(masters), share);
   } else {
-    device_.copy(own_place(group), masters, static_cast<std::size_t>(shards_.share(group)) * sizeof(float));
+    device_.copy(place, masters, static_cast<std::size_t>(share * compute_bytes()));
   }
 }
 
@@ -124,7 +128,7 @@ void ParameterStore::fetch(std::size_t group) {
 // Every copy from the masters, after they were written to from outside.
 void ParameterStore::refresh() {
   copies_are_stale_ = false;
-  if (compute_) {
+  if (compute_ && rounds()) {
     for (std::size_t group = 0; group < shards_.groups().size(); ++group) put_own_weights(group);
   }
   spread();
@@ -136,21 +140,23 @@ void ParameterStore::finish_update() {
   spread();
 }
 
+// What is rounded the update has left in place.
 void ParameterStore::spread() {
-  if (!sharded()) return;
   gather_gains();
   if (gathers_on_demand()) {
     held_.fill(no_group);
     return;
   }
   for (std::size_t group = 0; group < shards_.groups().size(); ++group) {
-    if (!rounds()) put_own_weights(group);
+    if (compute_ && !rounds()) put_own_weights(group);
+    if (!sharded()) continue;
     gathers_[group] = within_.all_gather(weights_of(group), own_place(group), static_cast<std::size_t>(shards_.share(group) * compute_bytes()),
                                          {static_cast<int>(group)});
   }
 }
 
-// Norms read fp32 gains, of which the rounded copies keep too little. Each is held by one rank, or cut between two: the others add zeros.
+// Norms read fp32 gains: the rounded copies keep too little of them, and bf16 masters are widened. Each is held by one rank, or cut between two: the
+// others add zeros.
 void ParameterStore::gather_gains() {
   if (!gains_) return;
   auto* gains = static_cast<float*>(gains_->data());
@@ -161,23 +167,32 @@ void ParameterStore::gather_gains() {
       const std::int64_t first = std::max(piece.flat, parameter.offset);
       const std::int64_t end = std::min(piece.flat + piece.count, parameter.offset + parameter.count);
       if (first >= end) continue;
-      device_.copy(gains + gain_places_.at(parameter.offset) + first - parameter.offset, weights_.data() + piece.local + first - piece.flat,
-                   static_cast<std::size_t>(end - first) * sizeof(float));
+      float* place = gains + gain_places_.at(parameter.offset) + first - parameter.offset;
+      const void* masters = weights_.at(piece.local + first - piece.flat);
+      if (state_type() == DataType::f32) {
+        device_.copy(place, masters, static_cast<std::size_t>(end - first) * sizeof(float));
+      } else {
+        device_.widen(place, static_cast<const std::uint16_t*>(masters), end - first);
+      }
     }
   }
+  if (!sharded()) return;
   const Communicator::Ticket ticket = within_.all_reduce(gains, static_cast<std::int64_t>(gains_->bytes() / sizeof(float)), {});
   within_.wait(ticket);
 }
 
+void ParameterStore::prepare() {
+  if (copies_are_stale_) refresh();
+}
+
 bool ParameterStore::communicates() const {
   if (world_.size() == 1) return false;
-  const bool gathers = gathers_on_demand() || copies_are_stale_ ||
+  const bool gathers = gathers_on_demand() ||
                        std::any_of(gathers_.begin(), gathers_.end(), [](Communicator::Ticket ticket) { return ticket >= 0; });
   return gathers || sharding_.fixed_order || round_.last;
 }
 
 void ParameterStore::acquire(std::size_t group, std::optional<std::size_t> next) {
-  if (copies_are_stale_) refresh();
   if (!sharded()) return;
   if (gathers_on_demand()) fetch(group);
   if (gathers_[group] >= 0) within_.wait(gathers_[group]);
@@ -192,7 +207,7 @@ Tensor ParameterStore::weight(std::int64_t offset, std::int64_t rows, std::int64
 
 const float* ParameterStore::gain(std::int64_t offset) {
   if (gains_) return static_cast<float*>(gains_->data()) + gain_places_.at(offset);
-  if (!sharded()) return weights_.data() + offset;
+  if (!sharded() && !widens()) return weights_.data() + offset;
   return weight(offset, 1, 1).f32();
 }
 
@@ -317,12 +332,12 @@ std::vector<ParameterStore::Update> ParameterStore::updates() {
   wait_for_reductions();
   if (!sharded()) {
     float* gradients = sums_ ? sums_->data() : full_gradients();
-    return {{0, 0, layout_.count, weights_.data(), rounds() ? compute_->data() : nullptr, gradients}};
+    return {{0, 0, layout_.count, weights_.at(0), rounds() ? compute_->data() : nullptr, gradients}};
   }
   std::vector<Update> updates;
   for (const ShardLayout::Piece& piece : shards_.pieces()) {
     void* rounded = rounds() && compute_ ? own_place(piece.group) : nullptr;
-    updates.push_back({piece.flat, piece.local, piece.count, weights_.data() + piece.local, rounded, summed_gradients(piece.group)});
+    updates.push_back({piece.flat, piece.local, piece.count, weights_.at(piece.local), rounded, summed_gradients(piece.group)});
   }
   return updates;
 }

@@ -32,17 +32,21 @@ struct MicroBatchRound {
 
 class ParameterStore final : public Parameters {
  public:
-  // The weights start as zeros. Device and communicator must outlive the store.
-  ParameterStore(Device& device, const LlamaConfig& config, Communicator& world, const Sharding& sharding = {});
+  // The weights start as zeros. `state_type` is that of the master weights, and so of the moments: with bf16 there is no fp32 copy of either.
+  // Device and communicator must outlive the store.
+  ParameterStore(Device& device, const LlamaConfig& config, Communicator& world, const Sharding& sharding = {},
+                 DataType state_type = DataType::f32);
 
   const ParameterLayout& layout() const { return layout_; }
   const ShardLayout& shards() const { return shards_; }
   // Fills the weights as native/model/initialization.h says; element i depends on (seed, i) alone.
   void initialize(std::uint64_t seed);
-  // Master weights, fp32. Whoever writes to them says weights_written() afterwards.
+  // Master weights. Whoever writes to them says weights_written() afterwards.
   ShardedBuffer& weights() { return weights_; }
+  DataType state_type() const { return weights_.type(); }
   void weights_written() { copies_are_stale_ = true; }
 
+  void prepare() override;
   bool communicates() const override;
   void acquire(std::size_t group, std::optional<std::size_t> next) override;
   Tensor weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) override;
@@ -53,11 +57,11 @@ class ParameterStore final : public Parameters {
   void begin_micro_batch(const MicroBatchRound& round) { round_ = round; }
   // Of the sum over all micro-batches and ranks. Waits for the result.
   double gradient_norm();
-  // What this rank updates: `count` elements from flat position `flat` on, at `local` of every ShardedBuffer. `rounded` is null where weights are
-  // not rounded, or are rounded when they are gathered.
+  // What this rank updates: `count` elements from flat position `flat` on, at `local` of every ShardedBuffer. `weights` are of state_type();
+  // `rounded` is null where they are not rounded, or are rounded when they are gathered.
   struct Update {
     std::int64_t flat, local, count;
-    float* weights;
+    void* weights;
     void* rounded;
     float* gradients;
   };
@@ -72,7 +76,9 @@ class ParameterStore final : public Parameters {
  private:
   bool sharded() const { return shards_.shards() > 1; }
   bool gathers_on_demand() const { return slots_[0] != nullptr; }
-  bool rounds() const { return device_.compute_type() != DataType::f32; }
+  // Whether what passes read is rounded from the masters, or widened; or else of the same type.
+  bool rounds() const { return state_type() == DataType::f32 && device_.compute_type() != DataType::f32; }
+  bool widens() const { return state_type() != DataType::f32 && device_.compute_type() == DataType::f32; }
   std::int64_t compute_bytes() const { return bytes_of(device_.compute_type()); }
   std::size_t slot_of(std::size_t group) const;
   std::byte* weights_of(std::size_t group);
@@ -101,10 +107,10 @@ class ParameterStore final : public Parameters {
   ShardLayout shards_;
   ShardedBuffer weights_;
   std::unique_ptr<ShardedBuffer> sums_;        // fixed_order: gradients summed so far
-  std::unique_ptr<Buffer> compute_;            // resident: rounded, or a copy of all shares; padded order
+  std::unique_ptr<Buffer> compute_;            // resident: rounded, widened, or a copy of all shares; padded order
   std::array<std::unique_ptr<Buffer>, 4> slots_;  // fsdp: see slot_of
   std::array<std::size_t, 4> held_;               // the group in each slot; nothing: no group's number
-  std::unique_ptr<Buffer> gains_;              // fp32, where weights are rounded and shared out
+  std::unique_ptr<Buffer> gains_;              // fp32, where neither masters nor copies have them so
   std::map<std::int64_t, std::int64_t> gain_places_;
   std::vector<Communicator::Ticket> gathers_;  // of each group; -1: nothing to wait for
   std::unique_ptr<Buffer> gradients_;          // this rank's, padded order

@@ -12,9 +12,9 @@ using Clock = std::chrono::steady_clock;
 
 class Bench {
  public:
-  Bench(Device& device, const LlamaConfig& config, std::int64_t batch, std::int64_t length, Recompute recompute, int rounds)
+  Bench(Device& device, const LlamaConfig& config, std::int64_t batch, std::int64_t length, Recompute recompute, int rounds, DataType state_type)
       : device_(device), config_(config), shape_{batch, length, config.num_attention_heads, config.num_key_value_heads, config.head_dim},
-        rows_(batch * length), layers_(config.num_hidden_layers), recompute_(recompute), rounds_(rounds) {}
+        rows_(batch * length), layers_(config.num_hidden_layers), recompute_(recompute), rounds_(rounds), state_type_(state_type) {}
 
   std::vector<KernelTiming> run() {
     products();
@@ -38,13 +38,17 @@ class Bench {
     const std::int64_t count = rows * columns;
     float* wide = static_cast<float*>(hold(static_cast<std::size_t>(count) * sizeof(float)));
     device_.fill_normal(wide, count, ++seed_, 0, 0.05f);
-    const DataType type = f32 ? DataType::f32 : device_.compute_type();
-    if (type == DataType::f32) return matrix(wide, rows, columns);
-    void* narrow = hold(static_cast<std::size_t>(count * bytes_of(type)));
-    device_.round_weights(narrow, wide, count);
+    const Tensor result = matrix(wide, rows, columns);
+    return f32 || device_.compute_type() == DataType::f32 ? result : in_halves(result);
+  }
+  // The last buffer's values, rounded to bf16 and in its place.
+  Tensor in_halves(const Tensor& wide) {
+    const std::int64_t count = wide.rows * wide.columns;
+    void* narrow = hold(static_cast<std::size_t>(count) * 2);
+    device_.round_weights(narrow, wide.f32(), count);
     device_.synchronize();
-    buffers_.erase(buffers_.end() - 2);  // the wide one
-    return matrix(narrow, type, rows, columns);
+    buffers_.erase(buffers_.end() - 2);
+    return matrix(narrow, DataType::bf16, wide.rows, wide.columns);
   }
   void* hold(std::size_t bytes) {
     buffers_.push_back(device_.allocate(bytes));
@@ -149,16 +153,31 @@ class Bench {
   void optimizer() {
     const std::int64_t count = parameter_layout(config_).count;
     const bool rounds = device_.compute_type() != DataType::f32;
-    const Tensor weights = random(1, count, true), first = random(1, count, true), gradients = random(1, count, true);
+    const AdamWArguments arguments{1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 10, 1.0f};
+    const Tensor gradients = random(1, count, true);
+    if (state_type_ == DataType::bf16) {
+      auto halves = [&] { return static_cast<std::uint16_t*>(in_halves(random(1, count, true)).data); };
+      std::uint16_t *weights = halves(), *first = halves();
+      auto* second = static_cast<std::uint16_t*>(hold(static_cast<std::size_t>(count) * 2));
+      gradient_norm(gradients);
+      time("AdamW in bf16", {20.0 * static_cast<double>(count), 0, 1, true},
+           [&] { device_.adamw_stochastic(weights, first, second, gradients.f32(), count, 0, 1, arguments); });
+      buffers_.clear();
+      return;
+    }
+    const Tensor weights = random(1, count, true), first = random(1, count, true);
     auto* second = static_cast<float*>(hold(static_cast<std::size_t>(count) * sizeof(float)));
     void* rounded = rounds ? hold(static_cast<std::size_t>(count) * 2) : nullptr;
-    auto* sums = static_cast<double*>(hold(static_cast<std::size_t>(count / 4096 + 1) * sizeof(double)));
-    const auto size = static_cast<double>(count);
-    time("gradient norm", {4 * size, 0, 1, true}, [&] { device_.squared_norm(sums, gradients.f32(), count); });
-    time("AdamW", {(rounds ? 34 : 32) * size, 0, 1, true}, [&] {
-      device_.adamw(weights.f32(), rounded, first.f32(), second, gradients.f32(), count, {1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 10, 1.0f});
-    });
+    gradient_norm(gradients);
+    time("AdamW", {(rounds ? 34.0 : 32.0) * static_cast<double>(count), 0, 1, true},
+         [&] { device_.adamw(weights.f32(), rounded, first.f32(), second, gradients.f32(), count, arguments); });
     buffers_.clear();
+  }
+
+  void gradient_norm(const Tensor& gradients) {
+    const std::int64_t count = gradients.columns;
+    auto* sums = static_cast<double*>(hold(static_cast<std::size_t>(count / 4096 + 1) * sizeof(double)));
+    time("gradient norm", {4.0 * static_cast<double>(count), 0, 1, true}, [&] { device_.squared_norm(sums, gradients.f32(), count); });
   }
 
   Device& device_;
@@ -167,6 +186,7 @@ class Bench {
   std::int64_t rows_, layers_;
   Recompute recompute_;
   int rounds_;
+  DataType state_type_;
   std::uint64_t seed_ = 0;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<KernelTiming> timings_;
@@ -175,8 +195,8 @@ class Bench {
 }  // namespace
 
 std::vector<KernelTiming> time_kernels(Device& device, const LlamaConfig& config, std::int64_t batch, std::int64_t length, Recompute recompute,
-                                       int rounds) {
-  return Bench(device, config, batch, length, recompute, rounds).run();
+                                       int rounds, DataType state_type) {
+  return Bench(device, config, batch, length, recompute, rounds, state_type).run();
 }
 
 }  // namespace tinyllama

@@ -19,8 +19,9 @@ struct KernelTiming {
   bool per_step;      // the optimizer's
 };
 
-// Fresh random operands; the model's own shapes. `rounds` medians over calls between two synchronizations.
+// Fresh random operands; the model's own shapes. `rounds` medians over calls between two synchronizations. state_type: of weights and moments
+// between the steps.
 std::vector<KernelTiming> time_kernels(Device& device, const LlamaConfig& config, std::int64_t batch, std::int64_t length, Recompute recompute,
-                                       int rounds);
+                                       int rounds, DataType state_type = DataType::f32);
 
 }  // namespace tinyllama

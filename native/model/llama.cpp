@@ -89,6 +89,7 @@ void Llama::prepare(const TokenBatch& batch, Pass pass) {
   ArenaPlan plan(arena_.reserve(measure.used()));
   place(activations_, plan, config_, shape);
   prepare_rotary(batch.length);
+  parameters_.prepare();
   shape_ = {batch.batch, batch.length, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
   device_.copy_in(activations_.tokens, batch.tokens.data(), batch.tokens.size_bytes());
   if (pass != Pass::logits) device_.copy_in(activations_.targets, batch.targets.data(), batch.targets.size_bytes());

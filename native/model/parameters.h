@@ -13,6 +13,8 @@ class Parameters {
  public:
   virtual ~Parameters() = default;
 
+  // Before each pass, outside of what is recorded: copies of weights that were written to from outside are made anew.
+  virtual void prepare() = 0;
   // Whether the coming pass talks to other ranks on the way: then what it issues differs from time to time, and cannot be recorded.
   virtual bool communicates() const = 0;
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
+#include "native/core/bfloat16.h"
 #include "native/core/error.h"
 
 namespace tinyllama {
@@ -24,11 +26,22 @@ std::string describe(std::int64_t offset, std::int64_t length) {
 
 }  // namespace
 
-ShardedBuffer::ShardedBuffer(Device& device, const char* name, const ShardLayout& shards) : device_(device), name_(name), shards_(shards) {}
+ShardedBuffer::ShardedBuffer(Device& device, const char* name, const ShardLayout& shards, DataType type)
+    : device_(device), name_(name), shards_(shards), type_(type) {}
+
+void* ShardedBuffer::at(std::int64_t local) {
+  if (!buffer_) buffer_ = device_.allocate(static_cast<std::size_t>(shards_.local_count() * bytes_of(type_)));
+  return static_cast<std::byte*>(buffer_->data()) + local * bytes_of(type_);
+}
 
 float* ShardedBuffer::data() {
-  if (!buffer_) buffer_ = device_.allocate(static_cast<std::size_t>(shards_.local_count()) * sizeof(float));
-  return static_cast<float*>(buffer_->data());
+  require(type_ == DataType::f32, std::string(name_) + ": not of fp32");
+  return static_cast<float*>(at(0));
+}
+
+std::uint16_t* ShardedBuffer::halves() {
+  require(type_ == DataType::bf16, std::string(name_) + ": not of bf16");
+  return static_cast<std::uint16_t*>(at(0));
 }
 
 void ShardedBuffer::check_range(std::int64_t offset, std::int64_t length) const {
@@ -38,6 +51,20 @@ void ShardedBuffer::check_range(std::int64_t offset, std::int64_t length) const 
           std::string(name_) + ": " + describe(offset, length) + " lie outside the " + std::to_string(count) + " parameters");
 }
 
+void ShardedBuffer::copy_out(std::int64_t offset, std::int64_t length, void* out) {
+  for_held(shards_, offset, length, [&](std::int64_t first, std::int64_t local, std::int64_t count) {
+    device_.copy_out(static_cast<std::byte*>(out) + first * bytes_of(type_), at(local), static_cast<std::size_t>(count * bytes_of(type_)));
+  });
+  device_.synchronize();
+}
+
+void ShardedBuffer::copy_in(std::int64_t offset, std::int64_t length, const void* values) {
+  for_held(shards_, offset, length, [&](std::int64_t first, std::int64_t local, std::int64_t count) {
+    device_.copy_in(at(local), static_cast<const std::byte*>(values) + first * bytes_of(type_), static_cast<std::size_t>(count * bytes_of(type_)));
+  });
+  device_.synchronize();
+}
+
 void ShardedBuffer::read(std::int64_t offset, std::int64_t length, float* out) {
   check_range(offset, length);
   std::int64_t held = 0;
@@ -45,31 +72,46 @@ void ShardedBuffer::read(std::int64_t offset, std::int64_t length, float* out) {
   require(held == length, std::string(name_) + ": this rank does not hold all of " + describe(offset, length));
   if (!allocated()) {
     std::fill_n(out, length, 0.0f);
-    return;
+  } else if (type_ == DataType::f32) {
+    copy_out(offset, length, out);
+  } else {
+    std::vector<std::uint16_t> halves(static_cast<std::size_t>(length));
+    copy_out(offset, length, halves.data());
+    std::transform(halves.begin(), halves.end(), out, [](std::uint16_t half) { return widen(half); });
   }
-  for_held(shards_, offset, length, [&](std::int64_t at, std::int64_t local, std::int64_t count) {
-    device_.copy_out(out + at, data() + local, static_cast<std::size_t>(count) * sizeof(float));
-  });
-  device_.synchronize();
 }
 
 void ShardedBuffer::write(std::int64_t offset, std::int64_t length, const float* values) {
   check_range(offset, length);
-  for_held(shards_, offset, length, [&](std::int64_t at, std::int64_t local, std::int64_t count) {
-    device_.copy_in(data() + local, values + at, static_cast<std::size_t>(count) * sizeof(float));
-  });
-  device_.synchronize();
+  if (type_ == DataType::f32) {
+    copy_in(offset, length, values);
+  } else {
+    std::vector<std::uint16_t> halves(static_cast<std::size_t>(length));
+    std::transform(values, values + length, halves.begin(), [](float value) { return round_to_nearest(value); });
+    copy_in(offset, length, halves.data());
+  }
 }
 
 void ShardedBuffer::fill_normal(std::int64_t offset, std::int64_t length, std::uint64_t seed, float deviation) {
   check_range(offset, length);
-  for_held(shards_, offset, length, [&](std::int64_t at, std::int64_t local, std::int64_t count) {
-    device_.fill_normal(data() + local, count, seed, offset + at, deviation);
+  constexpr std::int64_t part = std::int64_t{1} << 22;  // of what is rounded
+  const std::unique_ptr<Buffer> wide = type_ == DataType::f32 ? nullptr : device_.allocate(static_cast<std::size_t>(std::min(length, part)) * sizeof(float));
+  for_held(shards_, offset, length, [&](std::int64_t first, std::int64_t local, std::int64_t count) {
+    if (!wide) {
+      device_.fill_normal(data() + local, count, seed, offset + first, deviation);
+      return;
+    }
+    for (std::int64_t done = 0; done < count; done += part) {
+      const std::int64_t size = std::min(part, count - done);
+      device_.fill_normal(static_cast<float*>(wide->data()), size, seed, offset + first + done, deviation);
+      device_.round_weights(halves() + local + done, static_cast<const float*>(wide->data()), size);
+    }
   });
+  if (wide) device_.synchronize();
 }
 
 void ShardedBuffer::fill_zero() {
-  if (allocated()) device_.fill_zero(data(), static_cast<std::size_t>(shards_.local_count()) * sizeof(float));
+  if (allocated()) device_.fill_zero(at(0), buffer_->bytes());
 }
 
 }  // namespace tinyllama

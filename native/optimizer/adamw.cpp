@@ -30,7 +30,10 @@ void check(const AdamWOptions& options) {
 }  // namespace
 
 AdamW::AdamW(Device& device, ParameterStore& store)
-    : device_(device), store_(store), first_moment_(device, "first moment", store.shards()), second_moment_(device, "second moment", store.shards()) {
+    : device_(device),
+      store_(store),
+      first_moment_(device, "first moment", store.shards(), store.state_type()),
+      second_moment_(device, "second moment", store.shards(), store.state_type()) {
   for (const Parameter& parameter : store.layout().parameters) {
     const bool gain = parameter.role == ParameterRole::gain;
     if (segments_.empty() || segments_.back().gain != gain) segments_.push_back({parameter.offset, 0, gain});
@@ -44,8 +47,14 @@ void AdamW::update(const ParameterStore::Update& part, const AdamWOptions& optio
                            static_cast<float>(options.weight_decay),  options.step,
                            gradient_scale};
   auto apply = [&](std::int64_t first, std::int64_t length) {
+    if (store_.state_type() == DataType::bf16) {
+      device_.adamw_stochastic(static_cast<std::uint16_t*>(part.weights) + first, first_moment_.halves() + part.local + first,
+                               second_moment_.halves() + part.local + first, part.gradients + first, length, part.flat + first, options.seed,
+                               arguments);
+      return;
+    }
     auto* rounded = static_cast<std::byte*>(part.rounded);
-    device_.adamw(part.weights + first, rounded ? rounded + first * bytes_of(device_.compute_type()) : nullptr,
+    device_.adamw(static_cast<float*>(part.weights) + first, rounded ? rounded + first * bytes_of(device_.compute_type()) : nullptr,
                   first_moment_.data() + part.local + first, second_moment_.data() + part.local + first, part.gradients + first, length, arguments);
   };
   if (options.decay == DecayPolicy::all) {

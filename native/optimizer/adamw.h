@@ -1,4 +1,5 @@
 // AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over what a rank holds of a model's parameters, with clipping by the global norm.
+// Where the store's weights are bf16 the moments are too, and all three are rounded stochastically (Device::adamw_stochastic).
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -21,7 +22,8 @@ struct AdamWOptions {
   double epsilon = 1e-8;
   double weight_decay = 0;
   DecayPolicy decay = DecayPolicy::all;
-  double clip = 0;  // largest global gradient norm; 0 turns clipping off
+  double clip = 0;         // largest global gradient norm; 0 turns clipping off
+  std::uint64_t seed = 0;  // of the random bits that round weights and moments of bf16
 };
 
 class AdamW {

@@ -14,6 +14,7 @@ struct EngineOptions {
   DeviceOptions device;
   Recompute recompute = Recompute::none;
   Sharding sharding;
+  DataType state_type = DataType::f32;  // of weights and moments between the steps; gradients are fp32
 };
 
 struct TrainingEngine {
@@ -21,7 +22,7 @@ struct TrainingEngine {
   TrainingEngine(std::unique_ptr<Device> device, std::unique_ptr<Communicator> world, const LlamaConfig& config, const EngineOptions& options)
       : device(std::move(device)),
         world(std::move(world)),
-        store(*this->device, config, *this->world, options.sharding),
+        store(*this->device, config, *this->world, options.sharding, options.state_type),
         llama(*this->device, config, store, options.recompute),
         optimizer(*this->device, store) {}
   TrainingEngine(const TrainingEngine&) = delete;
