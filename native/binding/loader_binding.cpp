@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "native/binding/arguments.h"
+#include "native/binding/promise_thread.h"
 #include "native/dataset/loader.h"
 
 namespace tinyllama {
@@ -36,7 +37,7 @@ class LoaderWrap : public Napi::ObjectWrap<LoaderWrap> {
   }
 
   // new (path: string, layout: {blockLength, wide, boundaries, lengths, vocabularySize, seed})
-  explicit LoaderWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<LoaderWrap>(info) {
+  explicit LoaderWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<LoaderWrap>(info), thread_(info.Env(), "loader", [this] { loader_.reset(); }) {
     const Napi::Object options = object_argument(info[1], "layout");
     const BlockLayout layout{.block_length = count_argument(options.Get("blockLength"), "blockLength"),
                              .wide = boolean_argument(options.Get("wide"), "wide"),
@@ -44,39 +45,54 @@ class LoaderWrap : public Napi::ObjectWrap<LoaderWrap> {
                              .lengths = boolean_argument(options.Get("lengths"), "lengths")};
     loader_ = std::make_unique<Loader>(string_argument(info[0], "path"), layout, count_argument(options.Get("vocabularySize"), "vocabularySize"),
                                        count_argument(options.Get("seed"), "seed"));
+    blocks_ = loader_->blocks();
   }
 
  private:
-  Loader& loader() const {
-    require(loader_ != nullptr, "the loader was disposed of");
-    return *loader_;
-  }
-
   // get blocks(): number
-  Napi::Value blocks(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(loader().blocks())); }
+  Napi::Value blocks(const Napi::CallbackInfo& info) {
+    thread_.require_open();
+    return Napi::Number::New(info.Env(), static_cast<double>(blocks_));
+  }
 
   // sampleAt(index: number): number
   Napi::Value sample_at(const Napi::CallbackInfo& info) {
-    return Napi::Number::New(info.Env(), static_cast<double>(loader().sample_at(count_argument(info[0], "index"))));
+    const std::uint64_t index = count_argument(info[0], "index");
+    return Napi::Number::New(info.Env(), static_cast<double>(thread_.wait([&] { return loader_->sample_at(index); })));
   }
 
-  // samples(first: number, stride: number, tokens: Int32Array, targets: Int32Array, ahead: number, firstKeys?: Int32Array): void
-  void samples(const Napi::CallbackInfo& info) {
-    loader().samples(count_argument(info[0], "first"), count_argument(info[1], "stride"),
-                     {rows_argument(info[2], "tokens"), rows_argument(info[3], "targets"), first_keys_argument(info[5])},
-                     count_argument(info[4], "ahead"));
+  // samples(first: number, stride: number, tokens: Int32Array, targets: Int32Array, ahead: number, firstKeys?: Int32Array): Promise<void>
+  Napi::Value samples(const Napi::CallbackInfo& info) {
+    const std::uint64_t first = count_argument(info[0], "first"), stride = count_argument(info[1], "stride"), ahead = count_argument(info[4], "ahead");
+    const Rows rows{rows_argument(info[2], "tokens"), rows_argument(info[3], "targets"), first_keys_argument(info[5])};
+    return read(info, [=, this] { loader_->samples(first, stride, rows, ahead); });
   }
 
-  // inOrder(first: number, tokens: Int32Array, targets: Int32Array, firstKeys?: Int32Array): void
-  void in_order(const Napi::CallbackInfo& info) {
-    loader().in_order(count_argument(info[0], "first"),
-                      {rows_argument(info[1], "tokens"), rows_argument(info[2], "targets"), first_keys_argument(info[3])});
+  // inOrder(first: number, tokens: Int32Array, targets: Int32Array, firstKeys?: Int32Array): Promise<void>
+  Napi::Value in_order(const Napi::CallbackInfo& info) {
+    const std::uint64_t first = count_argument(info[0], "first");
+    const Rows rows{rows_argument(info[1], "tokens"), rows_argument(info[2], "targets"), first_keys_argument(info[3])};
+    return read(info, [=, this] { loader_->in_order(first, rows); });
+  }
+
+  // The job holds this object and the arrays that it fills.
+  template <typename Fill>
+  Napi::Promise read(const Napi::CallbackInfo& info, Fill fill) {
+    const Napi::Env env = info.Env();
+    Napi::Array held = Napi::Array::New(env);
+    held.Set(std::uint32_t{0}, info.This());
+    for (std::uint32_t index = 0; index < info.Length(); ++index) held.Set(index + 1, info[index]);
+    auto work = [fill] { return fill(), true; };
+    auto answer = [](Napi::Env there, bool&) { return there.Undefined(); };
+    return thread_.post(env, std::make_unique<CallJob<bool>>(env, held, work, answer));
   }
 
   // dispose(): void
-  void dispose(const Napi::CallbackInfo&) { loader_.reset(); }
+  void dispose(const Napi::CallbackInfo& info) { thread_.dispose(info.Env()); }
 
+  std::uint64_t blocks_ = 0;
   std::unique_ptr<Loader> loader_;
+  PromiseThread thread_;
 };
 
 }  // namespace

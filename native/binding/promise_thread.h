@@ -82,6 +82,8 @@ class PromiseThread {
   // Promises settle in the order of the calls. Rejects at once after dispose(), and where too many calls wait.
   Napi::Promise post(Napi::Env env, std::unique_ptr<PromiseJob> job);
 
+  void require_open() const;
+
   // Runs `call` behind the calls that wait, and returns its result: the JavaScript thread stands still meanwhile. Throws after dispose().
   template <typename Call>
   auto wait(Call call) {
@@ -106,7 +108,6 @@ class PromiseThread {
   class Outcomes;
 
   friend void end_threads_with_process(Napi::Env env);
-  void require_open() const;
   std::string disposed_of() const;
   Jobs stop();
   void end();

@@ -120,7 +120,7 @@ void ArrowBlocks::find_starts(BlockView& view, const Batch& found, std::uint64_t
 }
 
 BlockView ArrowBlocks::block(std::uint64_t index) const {
-  require(index < blocks_, "no block " + std::to_string(index) + " of " + std::to_string(blocks_));
+  if (index >= blocks_) corrupt("no block " + std::to_string(index) + " of " + std::to_string(blocks_));
   const std::uint64_t which = index / rows_per_batch_, row = index % rows_per_batch_;
   const Batch found = batch(which);
   if (row >= found.rows || (which + 1 < batch_count_ && found.rows != rows_per_batch_)) corrupt("batch " + std::to_string(which) + " has another length than the first");

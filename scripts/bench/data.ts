@@ -207,26 +207,39 @@ const loader = Effect.fnUntraced(function* (folder: string) {
   }
   const warm = new Loader(join(folder, "packed", "train.arrow"), layout)
   const rows = 64
-  const [tokens, targets] = [new Int32Array(rows * SEQ_LEN), new Int32Array(rows * SEQ_LEN)]
-  const pass = () => {
-    for (let first = 0; first < warm.blocks; first += rows) warm.samples(first, 1, tokens, targets, rows)
+  const buffer = () => [new Int32Array(rows * SEQ_LEN), new Int32Array(rows * SEQ_LEN)] as const
+  const buffers = Array.from({ length: 4 }, buffer)
+  /** As the training loop: four batches in flight. */
+  const pass = async () => {
+    const reading: Array<Promise<void>> = []
+    for (let batch = 0; batch * rows < warm.blocks; batch++) {
+      await reading[batch - buffers.length]
+      const [into, next] = buffers[batch % buffers.length]!
+      reading.push(warm.samples(batch * rows, 1, into, next, rows))
+    }
+    await Promise.all(reading)
     return Math.ceil(warm.blocks / rows) * rows * SEQ_LEN
   }
-  pass()
-  const started = performance.now()
-  let read = 0
-  while (performance.now() - started < 2000) read += pass()
-  const tokensPerSecond = read / ((performance.now() - started) / 1000)
+  const tokensPerSecond = yield* Effect.promise(async () => {
+    await pass()
+    const started = performance.now()
+    let read = 0
+    while (performance.now() - started < 2000) read += await pass()
+    return read / ((performance.now() - started) / 1000)
+  })
   warm.dispose()
   const synthetic = syntheticDataset(join(folder, "synthetic.arrow"), 10 ** 12, SEQ_LEN + 1)
-  const milliseconds = Array.from({ length: 5 }, (_, i) => {
-    const at = performance.now()
-    const cold = new Loader(join(folder, "synthetic.arrow"), layout)
-    cold.samples(10 ** 9 + i * 10 ** 6, 1, tokens, targets, rows)
-    const took = performance.now() - at
-    cold.dispose()
-    return took
-  })
+  const [tokens, targets] = buffer()
+  const milliseconds = yield* Effect.forEach([0, 1, 2, 3, 4], (i) =>
+    Effect.promise(async () => {
+      const at = performance.now()
+      const cold = new Loader(join(folder, "synthetic.arrow"), layout)
+      await cold.samples(10 ** 9 + i * 10 ** 6, 1, tokens, targets, rows)
+      const took = performance.now() - at
+      cold.dispose()
+      return took
+    })
+  )
   yield* Console.log(
     `\nloader: ${(tokensPerSecond / 1e6).toFixed(0)} M tokens/s on one core from a warm cache; first batch (${rows} × ${SEQ_LEN}) at sample 10^9 of ${synthetic.blocks * SEQ_LEN} tokens ` +
       `(${synthetic.batches} record batches, sparse): ${milliseconds.map((ms) => ms.toFixed(1)).join(", ")} ms`

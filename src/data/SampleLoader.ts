@@ -1,6 +1,6 @@
 /**
  * A split of a packed dataset as batches, by the native loader: the file is mapped, never read whole, so that training starts at any sample at once,
- * whatever the file's size.
+ * whatever the file's size. A native thread reads: a slow disk stalls no other work.
  */
 import { stat } from "node:fs/promises"
 import { join } from "node:path"
@@ -92,12 +92,12 @@ export const openLoader = Effect.fn("SampleLoader.open")(function* (
   const blocks = native.blocks
   const stated = split === "train" ? facts.train_blocks : facts.validation_blocks
   if (blocks !== stated) return yield* corrupt(`it holds ${blocks} blocks where the facts state ${stated}`)
-  const filled = (count: number, fill: (rows: Rows) => void): Effect.Effect<Rows, StageError> =>
-    Effect.try({
-      try: () => {
+  const filled = (count: number, fill: (rows: Rows) => Promise<void>): Effect.Effect<Rows, StageError> =>
+    Effect.tryPromise({
+      try: async () => {
         const column = () => new Int32Array(count * facts.seq_len)
         const rows = { tokens: column(), targets: column(), ...(documents ? { firstKeys: column() } : {}) }
-        fill(rows)
+        await fill(rows)
         return rows
       },
       catch: damaged

@@ -208,10 +208,13 @@ export interface LoaderLayout {
   readonly seed: number
 }
 
-/** Maps one split of a packed dataset. Errors name the file, and the block. */
+/**
+ * Maps one split of a packed dataset. A native thread of its own reads, call after call; the arrays of a call are its until the promise settles. Errors
+ * name the file, and the block.
+ */
 export interface Loader {
   readonly blocks: number
-  /** The block of a global sample index. */
+  /** The block of a global sample index; waits for the calls before it. */
   sampleAt(index: number): number
   /**
    * Fills whole rows with the samples first, first + stride, …; targets are -1 in a block's padding. The pages of the next `ahead` samples are then on
@@ -224,9 +227,10 @@ export interface Loader {
     targets: Int32Array,
     ahead: number,
     firstKeys?: Int32Array
-  ): void
+  ): Promise<void>
   /** Fills whole rows with blocks from `first` on, as they lie in the file. */
-  inOrder(first: number, tokens: Int32Array, targets: Int32Array, firstKeys?: Int32Array): void
+  inOrder(first: number, tokens: Int32Array, targets: Int32Array, firstKeys?: Int32Array): Promise<void>
+  /** Lets the call that reads end, rejects those that wait, and closes the file. */
   dispose(): void
 }
 

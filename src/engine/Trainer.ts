@@ -2,7 +2,7 @@
  * The training loop that pretraining and fine-tuning share. Everything it does is a function of the step and of the global sample index, so a run
  * that was interrupted anywhere ends with the same bits as one that was not: weights, moments, metrics, and the set of checkpoints that stay.
  */
-import { Clock, Effect, Fiber, FileSystem, Path, type Scope } from "effect"
+import { Clock, Effect, FileSystem, Path, type Scope } from "effect"
 import { Preempted, type Progress, StageError } from "../pipeline/StageType.ts"
 import {
   folderName,
@@ -16,6 +16,7 @@ import {
 import { continueFrom } from "./Continuation.ts"
 import { openMetricsLog, readMetrics, validationsIn } from "./MetricsLog.ts"
 import type { AdamWStep, Batch, NativeModel } from "./Native.ts"
+import { readAhead } from "./ReadAhead.ts"
 import { isScheduled, keptBranch, type Measured, retainedSteps } from "./Retention.ts"
 import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
 import { nativeFailure } from "./TrainingModel.ts"
@@ -82,6 +83,9 @@ const SAVING_SHARE = 0.05
 
 /** Handed over to the engine at once. A step is mostly whole in it; the ids of so many take little memory. */
 const MICRO_BATCHES_AHEAD = 32
+
+/** Steps whose batches are on their way from the disk while one computes: slow reads are evened out. A token takes 8 to 12 bytes. */
+const STEPS_READ_AHEAD = 4
 
 const scoredTargets = (batches: ReadonlyArray<Batch>): number =>
   batches.reduce((sum, { targets }) => sum + targets.reduce((count, target) => count + (target >= 0 ? 1 : 0), 0), 0)
@@ -283,11 +287,15 @@ export const train: (
     })
 
     const countFrom = (first: number) => Math.min(plan.samplesPerStep, plan.totalSamples - first)
-    /** Reads a step's batches while the step before computes. */
-    const read = (first: number) =>
-      Effect.forkChild(countFrom(first) > 0 ? data.batches(first, countFrom(first)) : Effect.succeed([]), {
-        startImmediately: true
-      })
+    const resumedAt = state
+    const nextBatches = readAhead(
+      (step) => {
+        const first = resumedAt.next_sample + step * plan.samplesPerStep
+        return data.batches(first, countFrom(first))
+      },
+      totalSteps - resumedAt.step,
+      STEPS_READ_AHEAD
+    )
 
     const inEngine = <A>(step: number, call: () => Promise<A>) =>
       Effect.tryPromise({ try: call, catch: nativeFailure(`step ${step}`, plan.advice.memory) })
@@ -321,14 +329,12 @@ export const train: (
     })
 
     yield* settle()
-    let reading = yield* read(state.next_sample)
     let badInARow = 0
     while (state.step < totalSteps) {
       const step = state.step + 1
       const first = state.next_sample
       const count = countFrom(first)
-      const batches = yield* Fiber.join(reading)
-      reading = yield* read(first + count)
+      const batches = yield* nextBatches
       const scored = scoredTargets(batches)
       const lossSum = yield* accumulated(batches, 1 / scored, step)
       if (lossSum === undefined) return yield* stop(`in step ${step}`)

@@ -1,7 +1,7 @@
 import { copyFileSync, readFileSync, truncateSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Schema } from "effect"
+import { Effect, Result, Schema } from "effect"
 import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
 import { openSplit, type PackedDataset } from "../../src/data/PackedDataset.ts"
 import { openLoader } from "../../src/data/SampleLoader.ts"
@@ -123,6 +123,84 @@ describe("the native order", () => {
   )
 })
 
+describe("the reading thread", () => {
+  /** What becomes of each call; handlers are there before the first can fail. */
+  const outcomes = (calls: ReadonlyArray<Promise<void>>) =>
+    Effect.promise(async () =>
+      (await Promise.allSettled(calls)).map((call) => (call.status === "rejected" ? String(call.reason) : "read"))
+    )
+  const buffers = (rows: number) => ({ tokens: new Int32Array(16 * rows), targets: new Int32Array(16 * rows) })
+
+  it.live("reads many batches in flight in their order, and leaves JavaScript free meanwhile", () =>
+    Effect.gen(function* () {
+      const { Loader } = yield* load
+      const handle = yield* tinyDataset({ train: 53, validation: 0 })
+      const loader = new Loader(join(handle.folder, "train.arrow"), { ...layout, seed: 3407 })
+      const batches = Array.from({ length: 300 }, (_, index) => ({ first: 7 * index, ...buffers(7) }))
+      const order: Array<number> = []
+      yield* outcomes(
+        batches.map(async ({ first, targets, tokens }) => {
+          await loader.samples(first, 1, tokens, targets, 7)
+          order.push(first)
+        })
+      )
+      assert.deepStrictEqual(
+        order,
+        batches.map(({ first }) => first)
+      )
+      const data = yield* openSplit(handle, "train")
+      for (const batch of batches)
+        assert.deepStrictEqual(
+          rowsOf(batch, 16),
+          Array.from({ length: 7 }, (_, i) => rowOf(data, sampleAt(batch.first + i, 53, 3407)))
+        )
+      loader.dispose()
+    })
+  )
+
+  it.live("a batch that fails names file and block, and the ones behind it are read", () =>
+    Effect.gen(function* () {
+      const { Loader } = yield* load
+      const handle = yield* tinyDataset({ train: 9, validation: 0 })
+      const file = join(handle.folder, "train.arrow")
+      const loader = new Loader(file, layout)
+      const [{ tokens, targets }, rest] = [buffers(2), buffers(9)]
+      assert.deepStrictEqual(
+        yield* outcomes([
+          loader.inOrder(8, tokens, targets),
+          loader.inOrder(0, rest.tokens, rest.targets),
+          loader.inOrder(3, tokens, targets)
+        ]),
+        [`Error: ${file}: no block 9 of 9`, "read", "read"]
+      )
+      assert.deepStrictEqual(tokens, rest.tokens.slice(3 * 16, 5 * 16))
+      loader.dispose()
+    })
+  )
+
+  it.live(
+    "disposed of while it reads: the running read ends, the others are refused, the arrays are JavaScript's again",
+    () =>
+      Effect.gen(function* () {
+        const { Loader } = yield* load
+        const handle = yield* tinyDataset({ train: 53, validation: 0 })
+        for (let round = 0; round < 50; round++) {
+          const loader = new Loader(join(handle.folder, "train.arrow"), layout)
+          const calls = Array.from({ length: 20 }, () => {
+            const { targets, tokens } = buffers(500)
+            return loader.samples(0, 1, tokens, targets, 500)
+          })
+          loader.dispose()
+          loader.dispose()
+          calls.push(loader.samples(0, 1, new Int32Array(16), new Int32Array(16), 0))
+          const ends = yield* outcomes(calls)
+          const refused = ends.findIndex((end) => end !== "read")
+          assert.deepStrictEqual(new Set(ends.slice(refused)), new Set(["Error: the loader was disposed of"]))
+        }
+      })
+  )
+})
+
 describe("damage", () => {
   const corrupted = Effect.fnUntraced(function* (handle: ArtifactHandle) {
     const { failure, message, next } = yield* Effect.flip(openLoader(handle, "train", 0))
@@ -147,40 +225,39 @@ describe("damage", () => {
         const handle = yield* tinyDataset({ train: 9, validation: 1 })
         const whole = readFileSync(join(handle.folder, "train.arrow"))
         const file = join(yield* temporaryFolder, "train.arrow")
-        const readAll = () => {
-          const loader = new Loader(file, layout)
-          const rows = Math.min(loader.blocks, 9)
-          loader.inOrder(0, new Int32Array(rows * 16), new Int32Array(rows * 16))
-          loader.dispose()
-        }
+        const read = (first: number, elements: number, change: Partial<typeof layout> = {}) =>
+          Effect.tryPromise({
+            try: async () => {
+              const loader = new Loader(file, { ...layout, ...change })
+              await loader
+                .inOrder(first, new Int32Array(elements), new Int32Array(elements))
+                .finally(() => loader.dispose())
+            },
+            catch: String
+          })
         const outcomes = { failed: 0, read: 0 }
-        const attempt = (bytes: Buffer) => {
+        const attempt = Effect.fnUntraced(function* (bytes: Buffer) {
           writeFileSync(file, bytes)
-          try {
-            readAll()
-            outcomes.read++
-          } catch (error) {
-            assert.include(String(error), file)
-            outcomes.failed++
-          }
-        }
-        for (let length = 0; length < whole.length; length += 7) attempt(whole.subarray(0, length))
+          const outcome = yield* Effect.result(read(0, 9 * 16))
+          if (Result.isFailure(outcome)) assert.include(outcome.failure, file)
+          outcomes[Result.isFailure(outcome) ? "failed" : "read"]++
+        })
+        for (let length = 0; length < whole.length; length += 7) yield* attempt(whole.subarray(0, length))
         assert.strictEqual(outcomes.read, 0)
         for (let at = 0; at < whole.length; at++)
           for (const change of [0x01, 0x80, 0xff]) {
             const changed = Buffer.from(whole)
             changed[at] = (changed[at] ?? 0) ^ change
-            attempt(changed)
+            yield* attempt(changed)
           }
         assert.isAbove(outcomes.failed, 100)
         copyFileSync(join(handle.folder, "train.arrow"), file)
-        const other = (change: Partial<typeof layout>) => new Loader(file, { ...layout, ...change })
-        assert.throws(() => other({ boundaries: true }), /columns are not those/u)
-        assert.throws(() => other({ blockLength: 10 ** 9 }), /shorter than its blocks|room for/u)
-        const narrow = other({ vocabularySize: 5 })
-        assert.throws(() => narrow.inOrder(0, new Int32Array(16), new Int32Array(16)), /block 0 has the token id/u)
-        assert.throws(() => narrow.inOrder(9, new Int32Array(16), new Int32Array(16)), /no block 9 of 9/u)
-        assert.throws(() => narrow.inOrder(0, new Int32Array(15), new Int32Array(15)), /whole rows/u)
+        const refusal = (...call: Parameters<typeof read>) => Effect.flip(read(...call))
+        assert.match(yield* refusal(0, 16, { boundaries: true }), /columns are not those/u)
+        assert.match(yield* refusal(0, 16, { blockLength: 10 ** 9 }), /shorter than its blocks|room for/u)
+        assert.match(yield* refusal(0, 16, { vocabularySize: 5 }), /block 0 has the token id/u)
+        assert.match(yield* refusal(9, 16), /no block 9 of 9/u)
+        assert.match(yield* refusal(0, 15), /whole rows/u)
       })
   )
 })
