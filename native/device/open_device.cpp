@@ -62,6 +62,11 @@ const GpuSurvey& survey_gpus() {
   return once;
 }
 
+const CudaLibrary& cuda_library() {
+  require(loaded().library != nullptr, loaded().obstacle);
+  return *loaded().library;
+}
+
 std::unique_ptr<Device> open_device(const DeviceOptions& options) {
   if (options.kind == DeviceKind::cpu) {
     require(options.compute_type == DataType::f32, "the CPU computes in fp32 alone");

@@ -34,6 +34,10 @@ struct GpuSurvey {
 // Looks once in a process. TINYLLAMA_CUDA_LIBRARY names the library's file; by default it lies beside the file that this code is in.
 const GpuSurvey& survey_gpus();
 
+// What the CUDA engine offers beside devices. Throws Error where it cannot be loaded.
+struct CudaLibrary;
+const CudaLibrary& cuda_library();
+
 // Throws Error where the device cannot be used.
 std::unique_ptr<Device> open_device(const DeviceOptions& options);
 

@@ -1,19 +1,45 @@
 #include "native/distributed/open_communicator.h"
 
+#include <algorithm>
 #include <array>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "native/core/error.h"
+#include "native/device/cuda/library.h"
+#include "native/device/open_device.h"
 #include "native/distributed/fake_communicator.h"
 #include "native/distributed/mpi_library.h"
+#include "native/distributed/rendezvous.h"
 #include "native/distributed/single_communicator.h"
 #include "native/distributed/staged_communicator.h"
 
 namespace tinyllama {
 
 namespace {
+
+// NCCL joins those who know the id that rank 0 makes; they learn it at the rendezvous, where they also see whether they agree.
+std::unique_ptr<Communicator> open_nccl(const CommunicatorOptions& options, Device& device) {
+  require(!device.in_host_memory(), "NCCL joins ranks on GPUs, and this one computes on " + device.name() + ": MPI joins CPUs");
+  const CudaLibrary& library = cuda_library();
+  char error[1024] = "";
+  NcclOptions joined{.rank = options.rank, .size = options.size, .timeout = options.start_timeout};
+  if (options.rank == 0) require(library.make_nccl_id(joined.id, error, sizeof(error)), error);
+  const std::string id = rendezvous({.rank = options.rank,
+                                     .size = options.size,
+                                     .address = options.master_addr,
+                                     .port = options.master_port,
+                                     .nonce = options.nonce,
+                                     .agreement = options.agreement,
+                                     .timeout = options.start_timeout},
+                                    {joined.id.bytes, sizeof(joined.id.bytes)});
+  require(id.size() == sizeof(joined.id.bytes), "rank 0 handed out no id of NCCL");
+  std::copy(id.begin(), id.end(), joined.id.bytes);
+  std::unique_ptr<Communicator> ranks(library.open_nccl(device, joined, error, sizeof(error)));
+  require(ranks != nullptr, error);
+  return ranks;
+}
 
 std::unique_ptr<Communicator> open_backend(const CommunicatorOptions& options, Device& device) {
   const int rank = options.rank, size = options.size;
@@ -23,6 +49,8 @@ std::unique_ptr<Communicator> open_backend(const CommunicatorOptions& options, D
       return make_single_communicator(device);
     case CommunicatorKind::fake:
       return make_fake_communicator(device, rank, size);
+    case CommunicatorKind::nccl:
+      return open_nccl(options, device);
     case CommunicatorKind::mpi:
       require(device.in_host_memory(), "MPI joins ranks on CPUs, and this one computes on " + device.name() + ": NCCL joins GPUs");
       return open_mpi(rank, size);

@@ -2,13 +2,12 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <sstream>
 #include <system_error>
 
 #include "native/core/error.h"
+#include "native/device/cuda/library_folders.h"
 
 namespace tinyllama::cublaslt {
 namespace {
@@ -16,51 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* sonames[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
-
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
-// The sub-folders of `folder` whose names start with `prefix`, the latest name first.
-std::vector<fs::path> folders_starting(const fs::path& folder, const std::string& prefix) {
-  std::vector<fs::path> found;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
-    if (entry->path().filename().string().starts_with(prefix)) found.push_back(entry->path());
-  std::sort(found.rbegin(), found.rend());
-  return found;
-}
-
-void add_folder(std::vector<std::string>& folders, const fs::path& folder) {
-  std::error_code error;
-  if (fs::is_directory(folder, error) && std::find(folders.begin(), folders.end(), folder.string()) == folders.end())
-    folders.push_back(folder.string());
-}
-
-void add_wheels(std::vector<std::string>& folders, const fs::path& packages) {
-  for (const char* wheel : {"nvidia/cu13/lib", "nvidia/cublas/lib"}) add_folder(folders, packages / wheel);
-}
-
-// PREFIX/lib/python3.N/{site,dist}-packages, and Debian's PREFIX/lib/python3/dist-packages.
-void add_python_prefix(std::vector<std::string>& folders, const fs::path& prefix) {
-  for (const char* library : {"lib", "lib64"})
-    for (const fs::path& python : folders_starting(prefix / library, "python3"))
-      for (const char* packages : {"site-packages", "dist-packages"}) add_wheels(folders, python / packages);
-}
-
-// bin/python3 may be a link (of a virtual environment, of a version manager): both its own prefix and that of what it points to count.
-void add_pythons_on_path(std::vector<std::string>& folders) {
-  std::istringstream path(variable("PATH"));
-  for (std::string bin; std::getline(path, bin, ':');) {
-    std::error_code error;
-    const fs::path python = fs::path(bin) / "python3";
-    if (bin.empty() || !fs::exists(python, error)) continue;
-    add_python_prefix(folders, fs::path(bin).parent_path());
-    const fs::path target = fs::canonical(python, error);
-    if (!error) add_python_prefix(folders, target.parent_path().parent_path());
-  }
-}
+const std::vector<std::string> wheels = {"nvidia/cu13/lib", "nvidia/cublas/lib"};
 
 template <class Function>
 bool resolve(void* handle, const char* name, Function& function) {
@@ -94,23 +49,6 @@ const char* resolve_all(void* handle, Functions& to) {
 
 }  // namespace
 
-std::vector<std::string> library_folders() {
-  std::vector<std::string> folders;
-  for (const char* name : {"CUDA_HOME", "CUDA_PATH"})
-    if (!variable(name).empty()) add_folder(folders, fs::path(variable(name)) / "lib64");
-  add_folder(folders, "/usr/local/cuda/lib64");
-  if (!variable("VIRTUAL_ENV").empty()) add_python_prefix(folders, variable("VIRTUAL_ENV"));
-  if (!variable("CONDA_PREFIX").empty()) {
-    add_folder(folders, fs::path(variable("CONDA_PREFIX")) / "lib");
-    add_python_prefix(folders, variable("CONDA_PREFIX"));
-  }
-  add_pythons_on_path(folders);
-  if (!variable("HOME").empty()) add_python_prefix(folders, fs::path(variable("HOME")) / ".local");
-  add_python_prefix(folders, "/usr/local");
-  add_python_prefix(folders, "/usr");
-  return folders;
-}
-
 std::unique_ptr<Library> Library::open(const std::string& file, std::string& reason) {
   std::unique_ptr<Library> library(new Library);
   library->handle_ = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -135,7 +73,8 @@ std::unique_ptr<Library> Library::open(const std::string& file, std::string& rea
 }
 
 std::unique_ptr<Library> Library::find(std::string& reason) {
-  const std::string named = variable("TINYLLAMA_CUBLASLT");
+  const char* wish = std::getenv("TINYLLAMA_CUBLASLT");
+  const std::string named = wish == nullptr ? "" : wish;
   if (named == "none") {
     reason = "TINYLLAMA_CUBLASLT is none";
     return nullptr;
@@ -150,7 +89,7 @@ std::unique_ptr<Library> Library::find(std::string& reason) {
   for (const char* soname : sonames)
     if (auto library = open(soname, last)) return library;
   reason = "no libcublasLt.so.13 or .12 on the loader's path, in a CUDA toolkit or in a Python environment; TINYLLAMA_CUBLASLT can name it";
-  for (const std::string& folder : library_folders()) {
+  for (const std::string& folder : library_folders(wheels)) {
     for (const char* soname : sonames) {
       const fs::path file = fs::path(folder) / soname;
       std::error_code error;

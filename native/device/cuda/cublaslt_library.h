@@ -4,13 +4,10 @@
 //   1. TINYLLAMA_CUBLASLT: the library's file, or "none" (then nothing is looked for). A file that does not open is an error, not a reason to
 //      look further.
 //   2. The loader's own path (LD_LIBRARY_PATH, ld.so.cache): libcublasLt.so.13, then .12.
-//   3. $CUDA_HOME/lib64, $CUDA_PATH/lib64, /usr/local/cuda/lib64.
-//   4. The Python wheels nvidia-cublas (nvidia/cu13/lib) and nvidia-cublas-cu12 (nvidia/cublas/lib) in the site-packages of $VIRTUAL_ENV,
-//      $CONDA_PREFIX (whose own lib counts too), of the prefix of every python3 on PATH, of ~/.local, /usr/local and /usr.
+//   3. A CUDA toolkit, then the Python wheels nvidia-cublas (nvidia/cu13/lib) and nvidia-cublas-cu12 (nvidia/cublas/lib): library_folders.h.
 #pragma once
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "native/device/cuda/cublaslt_declarations.h"
 
@@ -40,8 +37,5 @@ class Library {
   std::string path_;
   Functions functions_{};
 };
-
-// The folders of 3. and 4. above that exist, in order.
-std::vector<std::string> library_folders();
 
 }  // namespace tinyllama::cublaslt

@@ -1,5 +1,7 @@
 // The Device of one GPU: every operation is issued on one stream, in order.
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -9,6 +11,8 @@
 #include "native/device/cuda/library.h"
 #include "native/device/cuda/linear_loss.h"
 #include "native/device/cuda/matmul.h"
+#include "native/device/cuda/nccl_communicator.h"
+#include "native/device/cuda/nccl_library.h"
 #include "native/device/cuda/pointwise.h"
 #include "native/device/cuda/recorder.h"
 
@@ -136,13 +140,13 @@ class CudaDevice final : public Device {
     cuda::adamw_stochastic(bind(), weights, first_moment, second_moment, gradients, count, first, seed, arguments);
   }
 
- private:
-  // Calls come from several threads, one at a time; CUDA's current device belongs to the thread.
+  // The context, as the calling thread's current one. Calls come from several threads, one at a time; CUDA's current device belongs to the thread.
   CudaContext& bind() {
     CHECK_CUDA(cudaSetDevice(options_.ordinal));
     return context_;
   }
 
+ private:
   CudaOptions options_;
   CudaContext context_;
   std::unique_ptr<cuda::MatmulEngine> matmul_;
@@ -183,7 +187,31 @@ Device* open(const CudaOptions& options, char* error, std::size_t error_size) {
   }
 }
 
-constexpr CudaLibrary library{cuda_interface_version, gpus, open};
+bool make_nccl_id(NcclId& id, char* error, std::size_t error_size) {
+  try {
+    const nccl::Library& library = nccl::Library::find();
+    nccl::UniqueId made;
+    if (const nccl::Status status = library.functions().ncclGetUniqueId(&made); status != nccl::status_success)
+      library.fail(status, "ncclGetUniqueId", nullptr);
+    std::copy(std::begin(made.bytes), std::end(made.bytes), id.bytes);
+    return true;
+  } catch (const std::exception& cause) {
+    say(error, error_size, cause.what());
+    return false;
+  }
+}
+
+Communicator* open_nccl(Device& device, const NcclOptions& options, char* error, std::size_t error_size) {
+  try {
+    return cuda::make_nccl_communicator(static_cast<CudaDevice&>(device).bind(), options).release();
+  } catch (const std::exception& cause) {
+    cudaGetLastError();
+    say(error, error_size, cause.what());
+    return nullptr;
+  }
+}
+
+constexpr CudaLibrary library{cuda_interface_version, gpus, open, make_nccl_id, open_nccl};
 
 }  // namespace
 }  // namespace tinyllama

@@ -5,10 +5,11 @@
 
 #include "native/core/tensor.h"
 #include "native/device/device.h"
+#include "native/distributed/communicator.h"
 
 namespace tinyllama {
 
-constexpr int cuda_interface_version = 2;
+constexpr int cuda_interface_version = 3;
 
 struct CudaOptions {
   int ordinal = 0;
@@ -23,12 +24,27 @@ struct CudaGpu {
   int multiprocessors;
 };
 
+// What rank 0 makes and hands to the others, so that NCCL joins them.
+struct NcclId {
+  char bytes[128];
+};
+
+struct NcclOptions {
+  int rank = 0, size = 1;
+  NcclId id{};
+  double timeout = 300;  // seconds for the ranks to join
+};
+
 struct CudaLibrary {
   int interface_version;
   // Fills up to `capacity` entries and returns how many GPUs there are; -1 with the cause in `error`.
   int (*gpus)(CudaGpu* list, int capacity, char* error, std::size_t error_size);
   // Null with the cause in `error`. The caller deletes the device.
   Device* (*open)(const CudaOptions& options, char* error, std::size_t error_size);
+  // Makes an id; false with the cause in `error`.
+  bool (*make_nccl_id)(NcclId& id, char* error, std::size_t error_size);
+  // Joins ranks on the device, which `open` gave and which outlives the communicator. Null with the cause in `error`; the caller deletes it.
+  Communicator* (*open_nccl)(Device& device, const NcclOptions& options, char* error, std::size_t error_size);
 };
 
 }  // namespace tinyllama
