@@ -1,6 +1,7 @@
 #include "native/model/llama.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <string>
 
@@ -31,10 +32,15 @@ void check_first_keys(std::span<const std::int32_t> first_keys, std::int64_t len
   }
 }
 
+int next_number() {
+  static std::atomic<int> models = 0;
+  return ++models;
+}
+
 }  // namespace
 
 Llama::Llama(Device& device, const LlamaConfig& config, Parameters& parameters, Recompute recompute)
-    : device_(device), config_(config), recompute_(recompute), layout_(parameter_layout(config)), parameters_(parameters), arena_(device) {}
+    : number_(next_number()), device_(device), config_(config), recompute_(recompute), layout_(parameter_layout(config)), parameters_(parameters), arena_(device) {}
 
 void Llama::check(const TokenBatch& batch, bool with_targets) const {
   require(batch.batch >= 1 && batch.length >= 1 && batch.batch <= INT32_MAX && batch.length <= INT32_MAX,
@@ -236,13 +242,15 @@ BatchLoss Llama::accumulate(const TokenBatch& batch, float loss_scale) {
                                  activations_.loss_scale);
     backward();
   };
-  // A shape's operations and memory are the same each time, unless the arena was made anew.
+  // A shape's operations and memory are the same each time, unless the arena or the rotary table was made anew. Other models may use the device.
   const std::string shape = std::to_string(batch.batch) + "x" + std::to_string(batch.length) + (first_keys_ ? " with first keys" : "");
   parameters_.gradient(layout_.embedding);  // allocated before anything is recorded
   if (parameters_.communicates()) {
     pass();
   } else {
-    device_.repeat("train " + shape + " in arena " + std::to_string(arena_.generation()), pass);
+    device_.repeat("train " + shape + " in arena " + std::to_string(arena_.generation()) + ", positions " + std::to_string(rotary_length_) +
+                       ", model " + std::to_string(number_),
+                   pass);
   }
   std::vector<float> losses(batch.targets.size());
   device_.copy_out(losses.data(), activations_.losses, losses.size() * sizeof(float));

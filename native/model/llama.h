@@ -70,6 +70,7 @@ class Llama {
   Tensor gradient(std::int64_t offset, std::int64_t rows, std::int64_t columns) { return matrix(parameters_.gradient(offset), rows, columns); }
   std::size_t last_group() const { return layout_.layers.size() + 1; }
 
+  int number_;  // of the models of this process
   Device& device_;
   LlamaConfig config_;
   Recompute recompute_;
