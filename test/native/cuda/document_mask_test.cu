@@ -11,7 +11,8 @@
 
 #include "native/device/cpu/cpu_device.h"
 #include "native/device/cuda/library.h"
-#include "native/model/llama.h"
+#include "native/distributed/single_communicator.h"
+#include "native/training/training_engine.h"
 #include "test/native/cuda/attention_reference.h"
 #include "test/native/cuda/gpu_check.h"
 
@@ -105,21 +106,28 @@ Ids ids_of(const std::vector<std::int64_t>& starts) {
 TokenBatch masked(const Ids& ids) { return {ids.tokens, ids.targets, batch_size, length, ids.first_keys}; }
 TokenBatch causal(const Ids& ids) { return {ids.tokens, ids.targets, batch_size, length}; }
 
-// Weights large enough for attention to matter.
-void fill(Llama& model) {
-  std::mt19937_64 random(3);
-  std::normal_distribution<float> normal;
-  std::vector<float> weights(static_cast<std::size_t>(model.layout().count));
-  for (const Parameter& parameter : model.layout().parameters)
-    for (std::int64_t i = 0; i < parameter.count; ++i)
-      weights[static_cast<std::size_t>(parameter.offset + i)] = parameter.role == ParameterRole::gain ? 1.f + 0.1f * normal(random) : 0.06f * normal(random);
-  model.weights().write(0, model.layout().count, weights.data());
+TrainingEngine engine_of(std::unique_ptr<Device> device, Recompute level) {
+  std::unique_ptr<Communicator> world = make_single_communicator(*device);
+  return TrainingEngine(std::move(device), std::move(world), config_of(), {{}, level, {}});
 }
 
-std::vector<float> take_gradients(Llama& model) {
-  std::vector<float> values(static_cast<std::size_t>(model.layout().count));
-  model.gradients().read(0, model.layout().count, values.data());
-  model.gradients().fill_zero();
+// Weights large enough for attention to matter.
+void fill(TrainingEngine& engine) {
+  std::mt19937_64 random(3);
+  std::normal_distribution<float> normal;
+  const ParameterLayout& layout = engine.llama.layout();
+  std::vector<float> weights(static_cast<std::size_t>(layout.count));
+  for (const Parameter& parameter : layout.parameters)
+    for (std::int64_t i = 0; i < parameter.count; ++i)
+      weights[static_cast<std::size_t>(parameter.offset + i)] = parameter.role == ParameterRole::gain ? 1.f + 0.1f * normal(random) : 0.06f * normal(random);
+  engine.store.weights().write(0, layout.count, weights.data());
+  engine.store.weights_written();
+}
+
+std::vector<float> take_gradients(TrainingEngine& engine) {
+  std::vector<float> values(static_cast<std::size_t>(engine.llama.layout().count));
+  engine.store.read_gradients(0, engine.llama.layout().count, values.data());
+  engine.store.clear_gradients();
   return values;
 }
 
@@ -135,25 +143,25 @@ struct Results {
   std::vector<float> log_probabilities, gradients;
 };
 
-Results run(Llama& model, const TokenBatch& batch) {
-  Results results{model.score(batch).log_probabilities, {}};
-  model.accumulate(batch, 1.f / static_cast<float>(batch_size * length));
-  results.gradients = take_gradients(model);
+Results run(TrainingEngine& engine, const TokenBatch& batch) {
+  Results results{engine.llama.score(batch).log_probabilities, {}};
+  engine.llama.accumulate(batch, 1.f / static_cast<float>(batch_size * length));
+  results.gradients = take_gradients(engine);
   return results;
 }
 
 // Each document as a batch of its own.
-Results run_alone(Llama& model, const Ids& ids) {
+Results run_alone(TrainingEngine& engine, const Ids& ids) {
   Results results;
   for (std::size_t begin = 0, end = 0; begin < ids.tokens.size(); begin = end) {
     for (end = begin + 1; end % length != 0 && ids.first_keys[end] == ids.first_keys[begin];) ++end;
     const auto cut = [&](const std::vector<std::int32_t>& from) { return std::span(from).subspan(begin, end - begin); };
     const TokenBatch document{cut(ids.tokens), cut(ids.targets), 1, static_cast<std::int64_t>(end - begin)};
-    const std::vector<float> scores = model.score(document).log_probabilities;
+    const std::vector<float> scores = engine.llama.score(document).log_probabilities;
     results.log_probabilities.insert(results.log_probabilities.end(), scores.begin(), scores.end());
-    model.accumulate(document, 1.f / static_cast<float>(batch_size * length));
+    engine.llama.accumulate(document, 1.f / static_cast<float>(batch_size * length));
   }
-  results.gradients = take_gradients(model);
+  results.gradients = take_gradients(engine);
   return results;
 }
 
@@ -168,23 +176,23 @@ void compare(const std::string& name, const Results& got, const Results& want, c
   part("gradients", got.gradients, want.gradients, seeing.gradients);
 }
 
-void documents_alone(Device& device, const std::string& name, Recompute level, double limit, const Results* cpu) {
+void documents_alone(std::unique_ptr<Device> device, const std::string& name, Recompute level, double limit, const Results* cpu) {
   const Ids ids = ids_of({0, 1, 90, 91, 200, 263});
-  Llama model(device, config_of(), level);
-  fill(model);
-  const Results packed = run(model, masked(ids)), seeing = run(model, causal(ids));
-  compare(name + ", alone", packed, run_alone(model, ids), seeing, limit);
+  TrainingEngine engine = engine_of(std::move(device), level);
+  fill(engine);
+  const Results packed = run(engine, masked(ids)), seeing = run(engine, causal(ids));
+  compare(name + ", alone", packed, run_alone(engine, ids), seeing, limit);
   if (cpu) compare(name + ", CPU", packed, *cpu, seeing, limit);
 }
 
 // The first call of a shape runs as it is, the second is recorded, the third repeats the record. Other first keys under a record are read anew.
-void records(Device& device, const std::string& name) {
+void records(std::unique_ptr<Device> device, const std::string& name) {
   const Ids one = ids_of({0, 1, 90, 91, 200, 263}), other = ids_of({0, 150});
-  Llama model(device, config_of());
-  fill(model);
+  TrainingEngine engine = engine_of(std::move(device), Recompute::none);
+  fill(engine);
   const auto step = [&](const TokenBatch& batch) {
-    std::vector<float> all{static_cast<float>(model.accumulate(batch, 1.f).sum)};
-    const std::vector<float> gradients = take_gradients(model);
+    std::vector<float> all{static_cast<float>(engine.llama.accumulate(batch, 1.f).sum)};
+    const std::vector<float> gradients = take_gradients(engine);
     all.insert(all.end(), gradients.begin(), gradients.end());
     return all;
   };
@@ -204,17 +212,15 @@ void run_all() {
   attention_of(DataType::f32, {2, 200, 4, 2, 64}, 4);
 
   const Ids ids = ids_of({0, 1, 90, 91, 200, 263});
-  const std::unique_ptr<Device> processor = make_cpu_device(4);
-  Llama on_processor(*processor, config_of());
+  TrainingEngine on_processor = engine_of(make_cpu_device(4), Recompute::none);
   fill(on_processor);
   const Results cpu = run(on_processor, masked(ids));
-  documents_alone(*processor, "CPU", Recompute::none, 1e-4, nullptr);
+  documents_alone(make_cpu_device(4), "CPU", Recompute::none, 1e-4, nullptr);
   for (const DataType type : {DataType::f32, DataType::bf16}) {
-    const auto device = open_gpu(type);
     const double limit = type == DataType::f32 ? 1e-3 : 0.15;
     for (const Recompute level : {Recompute::none, Recompute::full})
-      documents_alone(*device, std::string(name_of(type)) + (level == Recompute::full ? ", recomputed" : ""), level, limit, &cpu);
-    records(*device, name_of(type));
+      documents_alone(open_gpu(type), std::string(name_of(type)) + (level == Recompute::full ? ", recomputed" : ""), level, limit, &cpu);
+    records(open_gpu(type), name_of(type));
   }
 }
 
