@@ -50,6 +50,7 @@ class Model : public Napi::ObjectWrap<Model> {
     return DefineClass(env, "Model",
                        {InstanceAccessor<&Model::parameters>("parameters"), InstanceAccessor<&Model::parameter_count>("parameterCount"),
                         InstanceAccessor<&Model::device_name>("deviceName"), InstanceAccessor<&Model::memory_in_use>("deviceMemory"),
+                        InstanceAccessor<&Model::state_type>("stateType"),
                         InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
                         InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::accumulate>("accumulate"),
                         InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
@@ -63,6 +64,7 @@ class Model : public Napi::ObjectWrap<Model> {
     const EngineOptions options = read_options(info[1]);
     const CommunicatorOptions world_options = read_world(info[1]);
     layout_ = parameter_layout(config);
+    state_type_ = options.state_type;
     thread_.wait([&] {
       std::unique_ptr<Device> device = open_device(options.device);
       device_name_ = device->name();
@@ -95,6 +97,10 @@ class Model : public Napi::ObjectWrap<Model> {
   }
 
   Napi::Value device_name(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), device_name_); }
+
+  Napi::Value state_type(const Napi::CallbackInfo& info) {
+    return Napi::String::New(info.Env(), state_type_ == DataType::bf16 ? "bf16" : "fp32");
+  }
 
   Napi::Value memory_in_use(const Napi::CallbackInfo& info) {
     const std::size_t bytes = thread_.wait([&] { return engine_->device->memory_in_use(); });
@@ -245,6 +251,7 @@ class Model : public Napi::ObjectWrap<Model> {
 
   ParameterLayout layout_;
   std::string device_name_;
+  DataType state_type_ = DataType::f32;
   std::unique_ptr<TrainingEngine> engine_;
   PromiseThread thread_;
 };

@@ -55,7 +55,10 @@ export class DamagedCheckpoint extends Schema.TaggedError<DamagedCheckpoint>()("
   }
 }
 
-export type ModelState = Pick<NativeModel, "parameters" | "read" | "write">
+export type ModelState = Pick<NativeModel, "parameters" | "stateType" | "read" | "write">
+
+/** What the state lies in files as: with the same bits as in memory. */
+const dtypeOf = ({ stateType }: ModelState) => (stateType === "bf16" ? ("BF16" as const) : ("F32" as const))
 
 export const folderName = (step: number): string => `step-${String(step).padStart(8, "0")}`
 const FOLDER = /^step-(\d{8,})$/u
@@ -104,7 +107,7 @@ const tensorsOf = (model: ModelState, kinds: ReadonlyArray<readonly [StateKind, 
   kinds.flatMap(([kind, prefix]) =>
     model.parameters.map(({ name, offset, shape }) => ({
       name: prefix + name,
-      dtype: "F32" as const,
+      dtype: dtypeOf(model),
       shape,
       values: Effect.sync(() =>
         model.read(
@@ -266,6 +269,8 @@ const restoreTensors = Effect.fnUntraced(function* (
     for (const parameter of model.parameters) {
       const tensor = tensors.get(prefix + parameter.name)
       if (tensor === undefined) return yield* damaged(`no tensor ${prefix}${parameter.name}`)
+      if (tensor.dtype !== dtypeOf(model))
+        return yield* damaged(`${tensor.name} is ${tensor.dtype}, the model's is ${dtypeOf(model)}`)
       if (tensor.shape.join() !== parameter.shape.join())
         return yield* damaged(
           `${tensor.name} is [${tensor.shape.join(", ")}], the model's is [${parameter.shape.join(", ")}]`

@@ -49,6 +49,8 @@ export interface AdamWStep {
   readonly decay: "all" | "matrices"
   /** Largest global gradient norm; 0 turns clipping off. */
   readonly clip: number
+  /** Of the random bits that round a state of bf16; 0 where it is left out. */
+  readonly seed?: number
 }
 
 /** Which of the processes that train together this one is, and how they speak. */
@@ -75,8 +77,10 @@ export interface ModelOptions {
   readonly device?: "cpu" | "cuda"
   /** Which GPU, from 0. */
   readonly gpu?: number
-  /** bf16 on GPUs alone; weights, moments and gradients are fp32 in either. */
+  /** Of products and activations; bf16 on GPUs alone. Gradients are fp32 in either. */
   readonly precision?: "fp32" | "bf16"
+  /** Of weights and moments between the steps; a step rounds bf16 stochastically. */
+  readonly state?: "fp32" | "bf16"
   /** What is computed again in the backward pass instead of kept; the results are the same. */
   readonly recompute?: "none" | "pointwise" | "gate_up" | "full"
   /** Whether a GPU's repeated work is recorded once and launched as a whole. */
@@ -124,6 +128,8 @@ export interface NativeModel {
   readonly deviceName: string
   /** Bytes in use on a GPU, all processes together; 0 on the CPU. */
   readonly deviceMemory: number
+  /** Of weights and moments; `read` widens bf16 exactly, `write` rounds to the nearest. */
+  readonly stateType: "fp32" | "bf16"
   /** Fills the weights from a counter-based generator: element i depends on (seed, i) alone. TinyLlama's initialization. */
   initialize(seed: number): void
   /** Copies `length` elements from `offset` on; the optimizer's buffers come to life with the first step or write. */

@@ -38,7 +38,8 @@ export interface TrainingPlan {
   readonly totalSamples: number
   readonly samplesPerStep: number
   readonly schedule: LearningRateSchedule
-  readonly optimizer: Omit<AdamWStep, "step" | "learningRate">
+  readonly optimizer: Omit<AdamWStep, "step" | "learningRate" | "seed">
+  /** Of the order of samples, and of what rounds a state of bf16. */
   readonly seed: number
   /** In steps, beside before the first and after the last; 0: only those. */
   readonly validateEvery: number
@@ -341,7 +342,8 @@ export const train: (
       const loss = lossSum / scored
       const learningRate = learningRateAt(plan.schedule, step)
       const gradientNorm = yield* inEngine(step, async () => {
-        if (Number.isFinite(loss)) return (await model.step({ ...plan.optimizer, step, learningRate })).gradientNorm
+        if (Number.isFinite(loss))
+          return (await model.step({ ...plan.optimizer, step, learningRate, seed: plan.seed })).gradientNorm
         await model.discard()
         return Number.NaN
       })

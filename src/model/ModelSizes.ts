@@ -8,6 +8,9 @@ import { DTYPE_BYTES } from "./Safetensors.ts"
 
 const FLOAT = 4
 
+/** Of weights and moments between the steps of training. */
+export type StateType = "fp32" | "bf16"
+
 /** tokenizer.json and tokenizer.model, by piece of the vocabulary: 2.35 MB for Llama 2's 32,000. */
 const TOKENIZER_BYTES_PER_PIECE = 74
 /** Pieces, scores and types in a GGUF file's metadata: 0.73 MB for Llama 2's 32,000. */
@@ -34,8 +37,9 @@ export const ggufBytes = (shape: ModelShape, type: GgufType): number =>
     GGUF_BYTES_PER_PIECE * shape.vocab_size + headersOf(shape)
   )
 
-/** A training checkpoint: fp32 weights and two moments. */
-export const checkpointBytes = (shape: ModelShape): number => 3 * FLOAT * parameterCount(shape) + 3 * headersOf(shape)
+/** A training checkpoint: weights and two moments. */
+export const checkpointBytes = (shape: ModelShape, state: StateType = "fp32"): number =>
+  3 * DTYPE_BYTES[dtypeOf[state]] * parameterCount(shape) + 3 * headersOf(shape)
 
 /** A layer's activations for `rows` tokens: native/model/activations.cpp, place_layer. */
 const layerFloats = (shape: ModelShape, rows: number): number => {
@@ -58,9 +62,16 @@ export const activationBytes = (shape: ModelShape, rows: number, pass: "train" |
 const transferBytes = (shape: ModelShape): number =>
   2 * FLOAT * Math.max(...tensorShapes(shape).map((tensor) => elementsOf(tensor.shape)))
 
+/** The CPU reads fp32 weights: of a bf16 state it holds a widened copy. */
+const trainingBytesPerParameter = (state: StateType): number =>
+  3 * DTYPE_BYTES[dtypeOf[state]] + (state === "fp32" ? 0 : FLOAT) + FLOAT
+
 /** Weights, gradients, two moments and the activations of one micro-batch of `rows` tokens, in a process of its own. */
-export const trainingMemory = (shape: ModelShape, rows: number): number =>
-  4 * FLOAT * parameterCount(shape) + activationBytes(shape, rows, "train") + transferBytes(shape) + PROCESS_BYTES
+export const trainingMemory = (shape: ModelShape, rows: number, state: StateType = "fp32"): number =>
+  trainingBytesPerParameter(state) * parameterCount(shape) +
+  activationBytes(shape, rows, "train") +
+  transferBytes(shape) +
+  PROCESS_BYTES
 
 /** Weights and the activations of a batch of `rows` tokens. */
 export const scoringMemory = (shape: ModelShape, rows: number): number =>

@@ -12,7 +12,7 @@ import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } fr
 import { openModel } from "../engine/TrainingModel.ts"
 import { largestMicroBatch, requireGpuMemory } from "../engine/GpuMemory.ts"
 import type { ModelOptions } from "../engine/Native.ts"
-import { chooseCompute, computeParameters, recompute } from "../engine/Compute.ts"
+import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
@@ -193,7 +193,7 @@ export const pretrainStage = defineStage({
       describe:
         "How many of those stay, counted from the last; the one of the best validation loss stays besides, and under wsd that of the decay's start, for runs with more tokens."
     }),
-    ...computeParameters,
+    ...trainingParameters,
     recompute,
     save_every_seconds,
     log_every

@@ -21,7 +21,7 @@ import { storageFailure } from "../engine/StorageFailure.ts"
 import { tokenizerOf } from "../engine/Tokenizer.ts"
 import { train, type TrainingBatch } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
-import { chooseCompute, computeParameters, recompute } from "../engine/Compute.ts"
+import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
@@ -158,7 +158,7 @@ export const sftStage = defineStage({
     clip,
     bad_steps,
     seed: parameter(AtLeast(0), { change: "identity", default: 3407, describe: "Of the order of conversations." }),
-    ...computeParameters,
+    ...trainingParameters,
     recompute,
     save_every_seconds,
     log_every

@@ -1,9 +1,10 @@
 /** Forecasts of the stages that train: arithmetic, checkpoints and memory follow from the model's shape and the budget. */
 import type { Facts } from "../artifacts/Artifact.ts"
+import type { TrainingPrecisionWish } from "../engine/Compute.ts"
 import { keptBranch, retainedSteps } from "../engine/Retention.ts"
 import { agreedSteps, canBeContinued, type LearningRateSchedule } from "../engine/Schedule.ts"
 import { type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
-import { checkpointBytes, hfModelBytes, trainingMemory } from "../model/ModelSizes.ts"
+import { checkpointBytes, hfModelBytes, type StateType, trainingMemory } from "../model/ModelSizes.ts"
 import type { Extent, Forecast } from "../pipeline/StageType.ts"
 import { formatBytes, formatCount } from "../pipeline/file/Quantity.ts"
 import { factsOf, numberIn, passedOn, shapeIn } from "./KnownFacts.ts"
@@ -24,12 +25,15 @@ const SCORING_SHARE = 1 / 3
 
 export const forwardFlops = (shape: ModelShape, length: number): number => flopsPerToken(shape, length) * SCORING_SHARE
 
+const stateOf = (precision: typeof TrainingPrecisionWish.Type): StateType => (precision === "bf16-sr" ? "bf16" : "fp32")
+
 interface PretrainParams {
   readonly model: ModelShape
   readonly max_tokens: number
   readonly batch_tokens: number
   readonly micro_batch: number | "auto"
   readonly document_mask: boolean
+  readonly precision: typeof TrainingPrecisionWish.Type
   readonly validate_every: number
   readonly validation_blocks: number
   readonly save_every: number
@@ -97,6 +101,7 @@ export const forecastPretrain = (
   const training = tokens * flopsPerToken(shape, seqLen)
   const validating = validations * heldOut * seqLen * forwardFlops(shape, seqLen)
   const retention = retentionOf(params, totalSteps)
+  const state = stateOf(params.precision)
   const scheduled = retainedSteps(retention, totalSteps, []).length
   const checkpoints = Math.min(
     totalSteps,
@@ -117,12 +122,12 @@ export const forecastPretrain = (
       `${formatCount(parameterCount(shape))} parameters`,
       `${formatCount(tokens)} tokens in ${formatCount(totalSteps)} steps of ${formatCount(tokensPerStep)}`,
       epochs === undefined ? undefined : `${roughly}${epochs.toFixed(2)} epochs`,
-      `${scheduled} checkpoint${scheduled === 1 ? "" : "s"} of ${formatBytes(checkpointBytes(shape))} kept`
+      `${scheduled} checkpoint${scheduled === 1 ? "" : "s"} of ${formatBytes(checkpointBytes(shape, state))} kept`
     ),
-    bytes: checkpoints * checkpointBytes(shape) + 2 * METRICS_LINE_BYTES * (totalSteps + validations),
+    bytes: checkpoints * checkpointBytes(shape, state) + 2 * METRICS_LINE_BYTES * (totalSteps + validations),
     // The dataset is mapped, which costs no memory of its own; the held-out batches stay.
     memory:
-      trainingMemory(shape, (params.micro_batch === "auto" ? CPU_MICRO_BATCH : params.micro_batch) * seqLen) +
+      trainingMemory(shape, (params.micro_batch === "auto" ? CPU_MICRO_BATCH : params.micro_batch) * seqLen, state) +
       heldOut * (blockBytes + (params.document_mask ? 12 : 8) * seqLen),
     ...(resumesAt === undefined ? {} : { resumesAt }),
     outputs: {
@@ -145,7 +150,12 @@ const previousSteps = (
 }
 
 export const forecastSft = (
-  params: { readonly epochs: number; readonly micro_batch: number; readonly seq_len: number },
+  params: {
+    readonly epochs: number
+    readonly micro_batch: number
+    readonly seq_len: number
+    readonly precision: typeof TrainingPrecisionWish.Type
+  },
   base: Facts | undefined,
   conversations: Facts | undefined,
   previous: { readonly params: { readonly epochs: number }; readonly model: Facts | undefined } | undefined
@@ -160,8 +170,10 @@ export const forecastSft = (
   return {
     amount: bytes === undefined ? undefined : params.epochs * (bytes / BYTES_PER_TOKEN) * flops,
     unit: "FLOP",
-    bytes: (1 + BEST_CHECKPOINTS + TRANSIENT_CHECKPOINTS) * checkpointBytes(shape) + hfModelBytes(shape, "fp32"),
-    memory: trainingMemory(shape, params.micro_batch * length),
+    bytes:
+      (1 + BEST_CHECKPOINTS + TRANSIENT_CHECKPOINTS) * checkpointBytes(shape, stateOf(params.precision)) +
+      hfModelBytes(shape, "fp32"),
+    memory: trainingMemory(shape, params.micro_batch * length, stateOf(params.precision)),
     // A finished run left no optimizer state: all steps are made anew.
     ...(previous === undefined || before === undefined
       ? {}

@@ -18,10 +18,10 @@ export const tinyConfig: Native.ModelConfig = {
 }
 
 /** Lives as long as the scope. */
-export const tinyModel = (seed: number) =>
+export const tinyModel = (seed: number, options: Partial<Native.ModelOptions> = {}) =>
   Effect.acquireRelease(
     Effect.map(Native.load, (native) => {
-      const model = new native.Model(tinyConfig, { threads: 1 })
+      const model = new native.Model(tinyConfig, { threads: 1, ...options })
       model.initialize(seed)
       return model
     }),

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, writeFileSync } from "node:fs"
+import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
@@ -7,6 +7,7 @@ import type { ArtifactHandle } from "../../src/artifacts/Artifact.ts"
 import { Completion, verifyCheckpoint } from "../../src/engine/Checkpoints.ts"
 import { fromHfConfig } from "../../src/model/HfConfig.ts"
 import { parameterCount } from "../../src/model/Architecture.ts"
+import { checkpointBytes } from "../../src/model/ModelSizes.ts"
 import { pretrainStage } from "../../src/stages/Pretrain.ts"
 import { filesOf, type RunOptions, runStage, temporaryFolder } from "./stage-fixture.ts"
 import { tinyDataset, tinyShape } from "./training-fixture.ts"
@@ -90,6 +91,29 @@ describe("pretrain", () => {
         const { outputs } = yield* pretrain(data, { work, threads: 1, params: { save_every_seconds: 0, log_every: 1 } })
         assert.deepStrictEqual(filesOf(outputs.state.folder), undisturbed, `stopped after ${stopAfterPolls} polls`)
       }
+    }).pipe(Effect.scoped)
+  )
+
+  it.live("with bf16 weights and moments: half the files, as forecast, and the same bytes after an interruption", () =>
+    Effect.gen(function* () {
+      const data = yield* tinyDataset({ train: 16, validation: 4 })
+      const options = { params: { precision: "bf16-sr" } }
+      const undisturbed = (yield* pretrain(data, { ...options, threads: 2 })).outputs.state
+      const work = yield* temporaryFolder
+      const stopped = yield* Effect.flip(pretrain(data, { ...options, work, stopAfterPolls: 14, threads: 1 }))
+      assert.strictEqual(stopped._tag, "Preempted")
+      const { outputs } = yield* pretrain(data, { ...options, work, threads: 1 })
+      assert.deepStrictEqual(filesOf(outputs.state.folder), filesOf(undisturbed.folder))
+      const checkpoint = join(undisturbed.folder, "checkpoints/step-00000010")
+      const bytes = ["weights.safetensors", "optimizer.safetensors"].reduce(
+        (sum, name) => sum + statSync(join(checkpoint, name)).size,
+        0
+      )
+      const shape = yield* fromHfConfig(
+        "config.json",
+        JSON.parse(readFileSync(join(undisturbed.folder, "config.json"), "utf8"))
+      )
+      assert.isTrue(bytes > 6 * parameterCount(shape) && bytes <= checkpointBytes(shape, "bf16"), `${bytes} bytes`)
     }).pipe(Effect.scoped)
   )
 

@@ -143,18 +143,23 @@ describe("sft", () => {
     }).pipe(Effect.scoped, Effect.provide(NodeServices.layer))
   )
 
-  it.live("interrupted and resumed it leaves the same bytes as undisturbed, on another number of threads too", () =>
-    Effect.gen(function* () {
-      const base = yield* baseCheckpoint({})
-      const talk = yield* conversationDocuments(lines)
-      const options = { params: { validation: 0.2, epochs: 3, schedule: "cosine", warmup_steps: 1 } }
-      const undisturbed = filesOf((yield* fineTune(base, talk, { ...options, threads: 2 })).outputs.model.folder)
-      const work = yield* temporaryFolder
-      const stopped = yield* Effect.flip(fineTune(base, talk, { ...options, work, stopAfterPolls: 5, threads: 1 }))
-      assert.strictEqual(stopped._tag, "Preempted")
-      const { outputs } = yield* fineTune(base, talk, { ...options, work, threads: 1 })
-      assert.deepStrictEqual(filesOf(outputs.model.folder), undisturbed)
-    }).pipe(Effect.scoped)
+  it.live.each([
+    { name: "fp32", params: {} },
+    { name: "bf16 weights and moments", params: { precision: "bf16-sr" } }
+  ])(
+    "interrupted and resumed it leaves the same bytes as undisturbed, on another number of threads too: $name",
+    ({ params }) =>
+      Effect.gen(function* () {
+        const base = yield* baseCheckpoint({})
+        const talk = yield* conversationDocuments(lines)
+        const options = { params: { validation: 0.2, epochs: 3, schedule: "cosine", warmup_steps: 1, ...params } }
+        const undisturbed = filesOf((yield* fineTune(base, talk, { ...options, threads: 2 })).outputs.model.folder)
+        const work = yield* temporaryFolder
+        const stopped = yield* Effect.flip(fineTune(base, talk, { ...options, work, stopAfterPolls: 5, threads: 1 }))
+        assert.strictEqual(stopped._tag, "Preempted")
+        const { outputs } = yield* fineTune(base, talk, { ...options, work, threads: 1 })
+        assert.deepStrictEqual(filesOf(outputs.model.folder), undisturbed)
+      }).pipe(Effect.scoped)
   )
 
   it.live("an unfinished run goes on with more epochs, to the bytes of one that had them from the start", () =>

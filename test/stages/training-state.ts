@@ -22,6 +22,7 @@ const buffersOf = (shape: ModelShape, weights: ReadonlyMap<string, Float32Array>
   for (const parameter of parameters) flat.set(weights.get(parameter.name)!, parameter.offset)
   return {
     parameters,
+    stateType: "fp32" as const,
     read: (kind: StateKind, at: number, length: number) =>
       kind === "weights" ? flat.slice(at, at + length) : new Float32Array(length).fill(1),
     write: () => undefined

@@ -18,7 +18,7 @@ const flags = {
   microBatch: positive("micro-batch", 16, "Sequences per forward and backward pass"),
   length: positive("length", 2048, "Tokens of a sequence"),
   device: Flag.Literals("device", ["auto", "cpu", "cuda"]).pipe(Flag.withDefault("auto")),
-  precision: Flag.Literals("precision", ["auto", "fp32", "bf16"]).pipe(Flag.withDefault("auto")),
+  precision: Flag.Literals("precision", ["auto", "fp32", "bf16", "bf16-sr"]).pipe(Flag.withDefault("auto")),
   recompute: Flag.Literals("recompute", ["none", "pointwise", "gate_up", "full"]).pipe(Flag.withDefault("pointwise")),
   threads: positive("threads", availableParallelism(), "Of the CPU")
 }
@@ -27,7 +27,7 @@ type Asked = {
   readonly microBatch: number
   readonly length: number
   readonly device: "auto" | "cpu" | "cuda"
-  readonly precision: "auto" | "fp32" | "bf16"
+  readonly precision: "auto" | "fp32" | "bf16" | "bf16-sr"
   readonly recompute: NonNullable<ModelOptions["recompute"]>
   readonly threads: number
 }
