@@ -7,6 +7,7 @@
  *   work/<stage key>/         in-stage checkpoints and partial downloads, deleted only after publication
  *   making/<key>.<port>/      what an attempt fills, until it becomes an artifact
  *   locks/                    one writer per stage key
+ *   jobs/                     what clusters' jobs are making (pipeline/run/ClusterJob.ts)
  */
 import { createHash } from "node:crypto"
 import {
@@ -106,6 +107,8 @@ export class ArtifactStore extends Context.Service<
     readonly commit: (record: KeyRecord) => Effect.Effect<void, StageError>
     /** An empty folder for an attempt to fill. Only for the holder of the key's lock. */
     readonly openOutput: (key: string, port: string) => Effect.Effect<string, StageError>
+    /** The same folder, as it is. */
+    readonly outputPath: (key: string, port: string) => string
     /** The work folder of a key; the stage makes it when it wants it. */
     readonly workPath: (key: string) => string
     readonly hasWork: (key: string) => Effect.Effect<boolean>
@@ -358,9 +361,11 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
       Effect.provideContext(services)
     )
 
+  const outputPath = (key: string, port: string) => path.join(root, "making", `${key}.${port}`)
+
   /** What a killed attempt left there is taken away first. */
   const openOutput = Effect.fnUntraced(function* (key: string, port: string) {
-    const folder = path.join(root, "making", `${key}.${port}`)
+    const folder = outputPath(key, port)
     yield* fs
       .remove(folder, { recursive: true, force: true })
       .pipe(Effect.andThen(fs.makeDirectory(folder, { recursive: true })), Effect.mapError(storageFailure(folder)))
@@ -387,6 +392,7 @@ const make = Effect.fn("ArtifactStore.make")(function* (root: string) {
     publish,
     commit,
     openOutput,
+    outputPath,
     workPath: workOf,
     hasWork,
     clearWork,

@@ -187,7 +187,11 @@ export class StageError extends Schema.TaggedError<StageError>()("StageError", {
 }) {}
 
 /** The attempt stopped because it was asked to, and saved what it could. The runner exits 75. */
-export class Preempted extends Schema.TaggedError<Preempted>()("Preempted", { message: Schema.String }) {}
+export class Preempted extends Schema.TaggedError<Preempted>()("Preempted", {
+  message: Schema.String,
+  /** The work goes on without the runner: a cluster's job does it, and the next run follows it. */
+  detached: Schema.optionalKey(Schema.Boolean)
+}) {}
 
 /** The attempt did its share, and left it in the work folder. `done` of `total` parts of the whole work are finished so far, by whomever. */
 export class ShareDone extends Schema.TaggedError<ShareDone>()("ShareDone", {

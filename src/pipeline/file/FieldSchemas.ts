@@ -71,7 +71,7 @@ export const resources = object({
   nodes: {
     type: "integer",
     minimum: 1,
-    description: "Machines that the ranks are spread over, where a cluster runs the stage."
+    description: "Machines that ranks and GPUs are spread over evenly, where a cluster runs the stage; 1 by default."
   },
   gpu: {
     enum: [...gpuKinds],
@@ -119,6 +119,10 @@ const conditions = (description: string): SchemaNode => ({
 /** What may stand in a stage beside uses, in and with, in the order in which the formatter writes it. */
 export const surroundings: SchemaNode = {
   resources: described(ref("resources"), "What the stage takes of this machine while it runs."),
+  executor: described(
+    ref("executor"),
+    "Where the stage's attempts run; over `defaults`. Moving a stage makes nothing stale."
+  ),
   retry: described(ref("retry"), "When a failed attempt is tried again; over `defaults`."),
   timeout: timeLimit("The limit of one attempt"),
   grace: {

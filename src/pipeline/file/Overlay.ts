@@ -26,6 +26,7 @@ export const stageFields = [
   "in",
   "with",
   "resources",
+  "executor",
   "retry",
   "timeout",
   "grace",
@@ -37,8 +38,8 @@ export const stageFields = [
 
 export const topLevelFields = ["version", "name", "vars", "defaults", "secrets", "price", "stages", "profiles"] as const
 
-/** What a profile may lay over the file. */
-export const profileFields = ["vars", "defaults", "secrets", "price", "stages"] as const
+/** What a profile may lay over the file. `executor` is short for `defaults: { executor }`. */
+export const profileFields = ["vars", "defaults", "executor", "secrets", "price", "stages"] as const
 
 /** Mappings merge key by key; everything else is replaced. */
 export const merge = (base: Node, overlay: Node): Node => {
@@ -82,10 +83,26 @@ export const applyProfiles = (
       })
     } else if (profile.value._tag === "mapping") {
       spans.set(name, profile.value.span)
-      merged = merge(merged, profile.value)
+      merged = merge(merged, longForm(profile.value))
     }
   }
   return { root: merged._tag === "mapping" ? merged : root, spans }
+}
+
+const longForm = (profile: MappingNode): MappingNode => {
+  const executor = profile.entries.get("executor")
+  if (executor === undefined) return profile
+  const entries = new Map(profile.entries)
+  entries.delete("executor")
+  const block: MappingNode = { ...profile, entries: new Map([["executor", executor]]) }
+  const defaults = entries.get("defaults")
+  return {
+    ...profile,
+    entries: entries.set("defaults", {
+      key: defaults?.key ?? executor.key,
+      value: defaults === undefined ? block : merge(defaults.value, block)
+    })
+  }
 }
 
 export const suggest = (name: string, candidates: Iterable<string>): { readonly suggestion?: string } => {

@@ -116,7 +116,7 @@ const withoutUndefined = (value: unknown): unknown => {
  * absent when the stage has no `with`; `owner` is where a missing parameter is reported.
  */
 export const decodeBlock = (
-  type: AnyStageType,
+  type: Pick<AnyStageType, "name" | "params">,
   block: MappingNode | undefined,
   owner: Span,
   path: string,

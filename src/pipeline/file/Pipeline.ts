@@ -2,6 +2,7 @@
 import { Effect, FileSystem, Path, Result } from "effect"
 import { decodeChecks } from "./Checks.ts"
 import { type Diagnostic, didYouMean, PipelineInvalid } from "./Diagnostics.ts"
+import { executorOf } from "./ExecutorBlock.ts"
 import { checkEdges, type GraphStage, topologicalOrder } from "./Graph.ts"
 import { type Expanded, expandMatrix, fanIn } from "./Matrix.ts"
 import {
@@ -146,7 +147,7 @@ const decodeDocument = Effect.fnUntraced(function* (
   checkKeys(root, "", topLevelFields, "a pipeline", report)
   checkVersion(root, report)
   const defaults = mappingAt(root, "defaults", "", report)
-  if (defaults !== undefined) checkKeys(defaults, "defaults", ["retry", "timeout"], "defaults", report)
+  if (defaults !== undefined) checkKeys(defaults, "defaults", ["retry", "timeout", "executor"], "defaults", report)
   const retry = decodeRetry(
     defaults === undefined ? undefined : mappingAt(defaults, "retry", "defaults", report),
     defaultRetry,
@@ -163,7 +164,8 @@ const decodeDocument = Effect.fnUntraced(function* (
 
   const secrets = decodeSecrets(root.entries.get("secrets")?.value, "secrets", report)
   const origins = originsOf(root, ["vars", "defaults", "secrets", "price"], profileSpans)
-  const inherited: Inherited = { retry, timeout, secrets, origins, profileSpans, baseDirectory }
+  const executor = defaults?.entries.get("executor")?.value
+  const inherited: Inherited = { retry, timeout, executor, secrets, origins, profileSpans, baseDirectory }
 
   const decoded = new Map<string, DecodedStage>()
   const broken = new Set<string>()
@@ -196,6 +198,8 @@ const decodeDocument = Effect.fnUntraced(function* (
 interface Inherited {
   readonly retry: RetryPolicy
   readonly timeout: ResolvedStage["timeout"]
+  /** As written: a stage lays its own over it. */
+  readonly executor: Node | undefined
   readonly secrets: ReadonlyArray<string>
   readonly origins: Readonly<Record<string, Origin>>
   readonly profileSpans: ReadonlyMap<string, Span>
@@ -249,6 +253,7 @@ const decodeStage = Effect.fnUntraced(function* (
         ? {}
         : decodeBlock(type, mapping("with"), block.entries.get("with")?.key ?? owner, `${path}.with`, report),
     resources: decodeResources(mapping("resources"), type, `${path}.resources`, report),
+    executor: executorOf(at("executor"), inherited.executor, `${path}.executor`, report),
     retry: decodeRetry(mapping("retry"), inherited.retry, `${path}.retry`, report),
     timeout: durationAt(block, "timeout", path, report) ?? inherited.timeout,
     grace: durationAt(block, "grace", path, report) ?? defaultGrace,

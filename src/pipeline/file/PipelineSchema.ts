@@ -3,6 +3,7 @@
  * classes, the forms of quantities and edges. A test holds its keys against those that the parser knows.
  */
 import { Effect, Result, type Schema } from "effect"
+import { slurmParameters } from "./ExecutorBlock.ts"
 import {
   described,
   edge,
@@ -50,7 +51,9 @@ const changeSentence = (parameter: Parameter): string => {
 }
 
 /** A type's `with` block, and the definitions it refers to under names that no other type uses. */
-const parametersOf = (type: AnyStageType): { readonly node: SchemaNode; readonly definitions: Definitions } => {
+const parametersOf = (
+  type: Pick<AnyStageType, "name" | "params">
+): { readonly node: SchemaNode; readonly definitions: Definitions } => {
   const definitions: Record<string, SchemaNode> = {}
   const properties = Object.entries(type.params).map(([name, parameter]) => {
     const document = documentOf(parameter.schema, { closed: true })
@@ -68,6 +71,19 @@ const parametersOf = (type: AnyStageType): { readonly node: SchemaNode; readonly
   })
   const required = Object.entries(type.params).flatMap(([name, parameter]) => ("default" in parameter ? [] : [name]))
   return { node: block(Object.fromEntries(properties), required), definitions }
+}
+
+/** `kind` may stand in the defaults alone, so nothing is required here. */
+const executorSchema = (): SchemaNode => {
+  const { node } = parametersOf({ name: "executor", params: slurmParameters })
+  return object({
+    kind: {
+      enum: ["local", "slurm"],
+      enumDescriptions: ["Worker processes of this machine.", "A Slurm job for each attempt."],
+      description: "local: worker processes of this machine; slurm: a job for each attempt. All other keys are Slurm's."
+    },
+    ...((node["properties"] ?? {}) as SchemaNode)
+  })
 }
 
 /** An object's defaults stand at its keys. */
@@ -179,6 +195,7 @@ export const pipelineSchema = Effect.gen(function* () {
     uses: usesSchema(types),
     retry,
     resources,
+    executor: executorSchema(),
     "any.with": anyParameters(overlaid)
   }
   for (const { definitions, node, type } of parameters) {
@@ -189,7 +206,7 @@ export const pipelineSchema = Effect.gen(function* () {
     blocks[`${type.name}.with.overlay`] = withoutRequired(node)
   }
   const defaults = object(
-    { retry: ref("retry"), timeout: timeLimit("The limit of one attempt") },
+    { retry: ref("retry"), timeout: timeLimit("The limit of one attempt"), executor: ref("executor") },
     { description: "Settings of every stage that does not give its own." }
   )
   return {
@@ -217,6 +234,7 @@ export const pipelineSchema = Effect.gen(function* () {
       profile: object({
         vars,
         defaults: acceptingReferences(defaults),
+        executor: described(ref("executor"), "Where stages run; short for defaults.executor."),
         secrets: acceptingReferences(secrets),
         price: acceptingReferences(price),
         stages: stagesSchema("stage.overlay")

@@ -1,6 +1,7 @@
 /** The decoded pipeline: every reference resolved, every value with its origin. What keys, plans and runs work on. */
 import { Duration, Schema } from "effect"
 import type { Check } from "./Checks.ts"
+import { describeExecutor, type ExecutorChoice } from "./ExecutorBlock.ts"
 import type { GpuKind } from "./Gpu.ts"
 import type { StopRule } from "./StopRules.ts"
 import { FailureClass, type AnyStageType } from "../StageType.ts"
@@ -39,7 +40,7 @@ export interface Resources {
   readonly gpus: number
   /** Processes that do the work together, in step. */
   readonly ranks: number
-  /** Machines of a cluster that the ranks are spread over; undefined: as the cluster likes. */
+  /** Machines of a cluster that ranks and GPUs are spread over evenly; undefined: one. */
   readonly nodes?: number
   /** Of which kind they are, for estimates. */
   readonly gpu?: GpuKind
@@ -72,6 +73,8 @@ export interface ResolvedStage {
   /** Names of the stages that must be done before: sources of `inputs` and `after`, without repeats. */
   readonly needs: ReadonlyArray<string>
   readonly resources: Resources
+  /** Where its attempts run. */
+  readonly executor: ExecutorChoice
   readonly retry: RetryPolicy
   /** Limit of one attempt. */
   readonly timeout: Duration.Duration | undefined
@@ -150,6 +153,7 @@ const describeStage = (stage: ResolvedStage): Schema.Json => {
     after: stage.after,
     ...own("with", stage.params),
     ...own("resources", { ...stage.resources }),
+    ...(stage.executor.kind === "local" ? {} : own("executor", describeExecutor(stage.executor))),
     ...own("retry", {
       ...stage.retry,
       base: Duration.format(stage.retry.base),

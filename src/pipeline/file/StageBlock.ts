@@ -139,7 +139,7 @@ export const decodeResources = (
   const gpu = gpuAt(block, path, report)
   const gpus = integerAt(block, "gpus", path, 0, report) ?? 0
   const ranks = ranksAt(block, type, gpus, path, report)
-  const nodes = nodesAt(block, ranks, path, report)
+  const nodes = nodesAt(block, { gpus, ranks }, path, report)
   return {
     cpus: all ? "all" : (integerAt(block, "cpus", path, 1, report) ?? type?.cpus ?? 1),
     gpus,
@@ -171,16 +171,22 @@ const ranksAt = (
 
 const nodesAt = (
   block: MappingNode | undefined,
-  ranks: number,
+  { gpus, ranks }: Pick<Resources, "gpus" | "ranks">,
   path: string,
   report: Array<Diagnostic>
 ): number | undefined => {
   const nodes = integerAt(block, "nodes", path, 1, report)
   const node = nodeOf(block, "nodes")
-  if (nodes !== undefined && nodes > ranks && node !== undefined) {
-    const message = `is ${nodes}, more than the stage has ranks (${ranks}): a machine without a rank does nothing`
-    report.push(diagnose(node.span, `${path}.nodes`, message))
-  }
+  if (nodes === undefined || node === undefined) return nodes
+  const fault =
+    nodes > ranks
+      ? `is ${nodes}, more than the stage has ranks (${ranks}): a machine without a rank does nothing`
+      : ranks % nodes !== 0
+        ? `is ${nodes}, by which ${ranks} ranks cannot be divided evenly`
+        : gpus % nodes !== 0
+          ? `is ${nodes}, by which ${gpus} GPUs cannot be divided evenly`
+          : undefined
+  if (fault !== undefined) report.push(diagnose(node.span, `${path}.nodes`, fault))
   return nodes
 }
 

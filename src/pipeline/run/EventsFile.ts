@@ -51,17 +51,24 @@ const pollMillis = 100
 /** The events from byte `offset` on, and each new one as it is written, until `ended` says that no more will come; what is there by then still comes. */
 export const followEvents = (
   file: string,
-  options: { readonly ended: Effect.Effect<boolean>; readonly offset?: number }
+  options: {
+    readonly ended: Effect.Effect<boolean>
+    readonly offset?: number
+    /** Hears how far it has come, after those events were taken. */
+    readonly onOffset?: (offset: number) => void
+    readonly pollMillis?: number
+  }
 ): Stream.Stream<WorkerEvent, never, FileSystem.FileSystem> => {
   let offset = options.offset ?? 0
   let over = false
   const poll = Effect.gen(function* () {
     if (over) return undefined
+    options.onOffset?.(offset)
     // Asked before reading: what was written before the end is then read after it.
     over = yield* options.ended
     const read = yield* readFrom(file, offset)
     offset += read.bytes
-    if (read.events.length === 0 && !over) yield* Effect.sleep(pollMillis)
+    if (read.events.length === 0 && !over) yield* Effect.sleep(options.pollMillis ?? pollMillis)
     return read.events
   })
   return Stream.fromEffectRepeat(poll).pipe(
@@ -84,14 +91,15 @@ const readFrom = (file: string, offset: number) =>
     })
   ).pipe(Effect.orElseSucceed(() => ({ bytes: 0, events: [] })))
 
-/** The last word of a rank that has ended; undefined when it died without one. */
+/** The last word of a rank that has ended, in its last start; undefined when it died without one. */
 export const lastWord = (file: string): WorkerEvent | undefined => {
   try {
-    return readFileSync(file, "utf8")
+    const last = readFileSync(file, "utf8")
       .split("\n")
       .filter((line) => line !== "")
       .map(eventOf)
-      .findLast(isLast)
+      .findLast((event) => isLast(event) || event._tag === "Started")
+    return last?._tag === "Started" ? undefined : last
   } catch {
     return undefined
   }

@@ -1,6 +1,7 @@
 /** Executes one attempt of one stage somewhere. LocalExecutor starts a worker process on this machine. */
 import { Context, type Duration, type Effect, Schema } from "effect"
 import { ArtifactHandle, Facts } from "../../artifacts/Artifact.ts"
+import type { ExecutorChoice } from "../file/ExecutorBlock.ts"
 import type { Resources } from "../file/ResolvedPipeline.ts"
 import type { AttemptSecrets } from "../file/Secrets.ts"
 import type { Preempted, ShareDone, StageError } from "../StageType.ts"
@@ -26,16 +27,21 @@ export const Job = Schema.Struct({
     })
   ),
   baseDirectory: Schema.String,
+  /** 0: as many as the machine that it turns out to run on gives each of its ranks. */
   threads: Schema.Int,
   /** To do this share of the work alone. */
   share: Schema.optionalKey(Schema.Struct({ index: Schema.Int, of: Schema.Int })),
   /** Names of the environment variables whose values must not stand in anything the worker says, where it writes that to files itself. */
-  secrets: Schema.optionalKey(Schema.Array(Schema.String))
+  secrets: Schema.optionalKey(Schema.Array(Schema.String)),
+  /** Ends itself once the file names a newer attempt than this one. */
+  fence: Schema.optionalKey(Schema.Struct({ file: Schema.String, counter: Schema.Int }))
 })
 export type Job = typeof Job.Type
 
 /** What a worker says on fd 3 or in its events file, one JSON object a line. Exactly one of the last four ends the attempt. */
 export const WorkerEvent = Schema.TaggedUnion({
+  /** Of a cluster's job, each time that it begins: what was said before is of an earlier start. */
+  Started: { host: Schema.String, restart: Schema.Int },
   Progress: {
     done: Schema.Finite,
     total: Schema.Finite,
@@ -59,6 +65,13 @@ export interface Attempt {
   readonly secrets: AttemptSecrets
   /** Where the stage type says that it runs. */
   readonly runsIn: "worker" | "runner"
+  /** What a cluster's job does outlives the run: the stage's key, or that of a share of it. */
+  readonly key: string
+  readonly run: string
+  readonly number: number
+  readonly executor: ExecutorChoice
+  /** Whether the stage type's work can be done in shares. */
+  readonly shares?: boolean
   /** What it may take, and of how many ranks it is. */
   readonly resources: Resources
   readonly timeout: Duration.Duration | undefined

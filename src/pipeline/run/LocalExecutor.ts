@@ -18,24 +18,24 @@ import { startWorker } from "./WorkerProcess.ts"
 /** src/worker.ts in a checkout, dist/worker.js in a package. */
 export const defaultWorker = fileURLToPath(new URL(`../../worker${extname(import.meta.filename)}`, import.meta.url))
 
+/** Executes an attempt in worker processes that run `worker`, or in this process. */
+export const make = (worker: string) => (attempt: Attempt) =>
+  runsHere(attempt)
+    ? Effect.scoped(executeHere(attempt)).pipe(Effect.provide(FetchHttpClient.layer))
+    : Effect.scoped(execute(worker, attempt))
+
 export const layer = (options?: { readonly worker?: string }) =>
   Layer.effect(
     Executor,
     Effect.gen(function* () {
       const services = yield* Effect.context<FileSystem.FileSystem | Path.Path | StageRegistry>()
-      const worker = options?.worker ?? defaultWorker
-      return Executor.of({
-        execute: (attempt) =>
-          (runsHere(attempt)
-            ? Effect.scoped(executeHere(attempt)).pipe(Effect.provide(FetchHttpClient.layer))
-            : Effect.scoped(execute(worker, attempt))
-          ).pipe(Effect.provideContext(services))
-      })
+      const here = make(options?.worker ?? defaultWorker)
+      return Executor.of({ execute: (attempt) => Effect.provideContext(here(attempt), services) })
     })
   )
 
 /** Light stages, but not beside secrets: only a process of its own keeps a stage from the environment of another. */
-const runsHere = ({ runsIn, secrets }: Attempt): boolean =>
+export const runsHere = ({ runsIn, secrets }: Attempt): boolean =>
   runsIn === "runner" && secrets.granted.size === 0 && secrets.withheld.length === 0
 
 const execute = Effect.fn("LocalExecutor.execute")(function* (worker: string, attempt: Attempt) {

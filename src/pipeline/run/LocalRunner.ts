@@ -1,9 +1,9 @@
-/** All that a run on this machine needs, over one runs folder; the caller adds Node's platform services and a StageRegistry. */
+/** All that a runner on this machine needs, over one runs folder; the caller adds Node's platform services and a StageRegistry. */
 import { Effect, Layer, Path } from "effect"
 import * as DigestCache from "../../artifacts/DigestCache.ts"
 import { ArtifactStore } from "../../artifacts/ArtifactStore.ts"
 import { KeyLedger } from "../plan/KeyLedger.ts"
-import * as LocalExecutor from "./LocalExecutor.ts"
+import * as Executors from "./Executors.ts"
 import { RunEvents } from "../runs/RunEvent.ts"
 import { Runs } from "../runs/Runs.ts"
 
@@ -19,12 +19,13 @@ export const layer = (options: {
     Effect.map(Path.Path, (path) => {
       const root = path.resolve(options.runs)
       const store = path.join(root, "store")
+      const artifacts = ArtifactStore.layer(store)
       return Layer.mergeAll(
         options.paranoid === true ? Layer.empty : DigestCache.layer(store),
         Runs.layer(root),
-        KeyLedger.layer.pipe(Layer.provideMerge(ArtifactStore.layer(store))),
+        KeyLedger.layer.pipe(Layer.provideMerge(artifacts)),
         RunEvents.layer,
-        LocalExecutor.layer(options.worker === undefined ? {} : { worker: options.worker })
+        Executors.layer(options.worker === undefined ? {} : { worker: options.worker }).pipe(Layer.provide(artifacts))
       )
     })
   )

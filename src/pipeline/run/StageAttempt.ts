@@ -1,10 +1,11 @@
 /** One attempt of a stage: works in folders of its own, then publishes what they hold. */
-import { Clock, Deferred, Effect, FileSystem, Path } from "effect"
+import { Cause, Clock, Deferred, Effect, FileSystem, Path } from "effect"
 import type { Facts } from "../../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type Lookup, type StoredArtifact } from "../../artifacts/ArtifactStore.ts"
 import { checkFailure, failedChecks } from "../file/Checks.ts"
 import type { PreviousResult, Run } from "../plan/Decision.ts"
 import { forecastOf } from "../plan/Estimate.ts"
+import { findJob, forgetJob } from "./ClusterJob.ts"
 import { Executor, type Job, type WorkerEvent } from "./Executor.ts"
 import { heldResult, holdResult } from "./HeldResult.ts"
 import { timestamp } from "../runs/Journal.ts"
@@ -13,7 +14,7 @@ import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
 import { folderOf, linkOutputs, type Ready, type RunContext, warn } from "./RunContext.ts"
 import type { Lock } from "../runs/RunLock.ts"
 import { stopFailure } from "../file/StopRules.ts"
-import type { Preempted, Share, ShareDone, StageError } from "../StageType.ts"
+import { Preempted, type Share, type ShareDone, type StageError } from "../StageType.ts"
 
 export interface AttemptError {
   readonly error: StageError | Preempted | ShareDone
@@ -43,20 +44,27 @@ export const executeAttempt = Effect.fnUntraced(function* (
   {
     cpus,
     lock,
-    number,
+    number: next,
     share
   }: { readonly lock: Lock; readonly number: number; readonly cpus: number; readonly share: Share | undefined }
 ) {
   const path = yield* Path.Path
   const { stage } = assignment
-  const folder = path.join(folderOf(path, context, stage), "attempts", String(number))
   const outputs: Record<string, string> = {}
+  const store = yield* ArtifactStore
+  // Those who share the work hold locks of their own instead of the key's, and folders under the same names, which stay empty.
+  const maker = share === undefined ? decision.key : `${decision.key}-shares-${share.index}-of-${share.of}`
+  let number = next
   return yield* Effect.gen(function* () {
-    const store = yield* ArtifactStore
     const executor = yield* Executor
-    // Those who share the work hold locks of their own instead of the key's, and folders under the same names, which stay empty.
-    const maker = share === undefined ? decision.key : `${decision.key}-shares-${share.index}-of-${share.of}`
-    for (const port of Object.keys(stage.type.outputs)) outputs[port] = yield* store.openOutput(maker, port)
+    // A cluster's job that an earlier runner submitted: its folders are filled as we speak.
+    const job = yield* findJob(store.root, maker)
+    if (job?.run === context.run.id) number = job.attempt
+    const folder = job?.folder ?? path.join(folderOf(path, context, stage), "attempts", String(number))
+    for (const port of Object.keys(stage.type.outputs))
+      outputs[port] = yield* job === undefined
+        ? store.openOutput(maker, port)
+        : Effect.succeed(store.outputPath(maker, port))
     const resumes = yield* store.hasWork(decision.key)
     const work = store.workPath(decision.key)
     const effort = yield* effortOf(assignment, decision, resumes)
@@ -92,14 +100,18 @@ export const executeAttempt = Effect.fnUntraced(function* (
         work,
         previous: previousJob(stage, decision.previous),
         baseDirectory: context.pipeline.baseDirectory,
-        // Each rank has its part of the stage's cores.
-        threads: Math.max(1, Math.floor(cpus / stage.resources.ranks)),
+        threads: threadsOf(stage, cpus),
         ...(share === undefined ? {} : { share }),
         ...(secrets.granted.size === 0 ? {} : { secrets: Array.from(secrets.granted.keys()) })
       },
       secrets,
       runsIn: stage.type.runsIn ?? "worker",
       resources: stage.resources,
+      key: maker,
+      run: context.run.id,
+      number,
+      executor: stage.executor,
+      shares: stage.type.shares === true,
       timeout: stage.timeout,
       grace: stage.grace,
       stop: Effect.raceFirst(context.stop, Effect.asVoid(Deferred.await(diverged))),
@@ -115,9 +127,29 @@ export const executeAttempt = Effect.fnUntraced(function* (
     return { _tag: "Executed", number, folders: outputs, facts, effort: spent } satisfies Executed
   }).pipe(
     // What an unfinished attempt wrote to its outputs is of no use; what can be resumed lies in the work folder.
-    Effect.onError(() => removeOutputs(outputs)),
+    Effect.onError((cause) => Effect.ignore(giveUp(store.root, maker, outputs, cause))),
     Effect.mapError((error): AttemptError => ({ error, number }))
   )
+})
+
+/** Each rank has its part of the stage's cores. 0: all that the cluster's machine turns out to have. */
+const threadsOf = ({ executor, resources, type }: ResolvedStage, cpus: number): number =>
+  executor.kind === "slurm" && resources.cpus === "all" && type.runsIn !== "runner"
+    ? 0
+    : Math.max(1, Math.floor(cpus / resources.ranks))
+
+/** A cluster's job that goes on without us keeps its folders, and its record for the next runner. */
+const giveUp = Effect.fnUntraced(function* (
+  store: string,
+  maker: string,
+  outputs: Readonly<Record<string, string>>,
+  cause: Cause.Cause<StageError | Preempted | ShareDone>
+) {
+  const reason = Cause.squash(cause)
+  const left = Cause.hasInterruptsOnly(cause) || (reason instanceof Preempted && reason.detached === true)
+  if (left && (yield* findJob(store, maker)) !== undefined) return
+  yield* removeOutputs(outputs)
+  yield* forgetJob(store, maker)
 })
 
 /** Fails where the result does not meet the stage's checks. */
@@ -263,5 +295,6 @@ const publish = Effect.fnUntraced(function* (
     at
   })
   yield* store.clearWork(key)
+  yield* forgetJob(store.root, key)
   return yield* linkOutputs(context, stage, artifacts)
 })

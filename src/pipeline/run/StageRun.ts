@@ -15,6 +15,8 @@ import {
   type Use
 } from "../plan/Decision.ts"
 import { timestamp } from "../runs/Journal.ts"
+import type { Grant } from "./Capacity.ts"
+import { findJob } from "./ClusterJob.ts"
 import { KeyLedger } from "../plan/KeyLedger.ts"
 import { type StagePlan, willRun } from "../plan/Plan.ts"
 import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
@@ -143,6 +145,8 @@ const cached = Effect.fnUntraced(function* (
 const tidyWork = Effect.fnUntraced(function* (key: string) {
   const store = yield* ArtifactStore
   const fs = yield* FileSystem.FileSystem
+  // Forced, a cluster's job may be making it again.
+  if ((yield* Effect.orElseSucceed(findJob(store.root, key), () => undefined)) !== undefined) return
   if (!(yield* Effect.orElseSucceed(fs.exists(store.workPath(key)), () => false))) return
   yield* Effect.ignore(
     Effect.scoped(Effect.andThen(acquireLock(store.lockPath(key), "the stage"), store.clearWork(key)))
@@ -254,7 +258,7 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
   const earlier = context.earlierAttempts.get(stage.name) ?? 0
   let began: number | undefined
   for (let failures = 0; ; failures++) {
-    const ended = yield* context.capacity.withResources(stage.resources, ({ cpus }) =>
+    const ended = yield* withResources(context, stage, ({ cpus }) =>
       Effect.gen(function* () {
         const obstacle = yield* obstacleToBegin(context, failures)
         if (obstacle !== undefined) return obstacle
@@ -277,6 +281,16 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
     yield* Effect.timeoutOption(context.stop, settled.delay)
   }
 })
+
+/** A cluster has its own queue: nothing of this machine is taken. */
+const withResources: <A, E, R>(
+  context: RunContext,
+  stage: ResolvedStage,
+  use: (grant: Grant) => Effect.Effect<A, E, R>
+) => Effect.Effect<A, E | StageError, R> = (context, { executor, resources, type }, use) =>
+  executor.kind === "slurm" && type.runsIn !== "runner"
+    ? use({ cpus: resources.cpus === "all" ? 1 : resources.cpus })
+    : context.capacity.withResources(resources, use)
 
 /** Why the stage must not begin although its turn has come. */
 const obstacleToBegin = Effect.fnUntraced(function* (context: RunContext, failures: number) {
@@ -322,7 +336,10 @@ const afterFailure = Effect.fnUntraced(function* (
     const complete = error.done === error.total
     return { _tag: "Shared", message: error.message, complete, attempts: failures, seconds: yield* since(began) }
   }
+  const { failure, message } = error
   const delay = (yield* context.stopping) ? undefined : yield* retryDelay(stage.retry, error.failure, failures)
+  // Not tried again here: as a stop from outside, which the next run goes on from.
+  if (delay === undefined && failure === "preempted") return { _tag: "Preempted", message, attempts: failures }
   yield* announceFailure(context, stage, number, error, delay === undefined ? undefined : Duration.toSeconds(delay))
   if (delay !== undefined) return { _tag: "TryAgain", delay }
   yield* Deferred.succeed(context.failed, stage.name)

@@ -1,6 +1,7 @@
 /** What dead processes left half done, taken away at the end of a run: nobody has to delete a file, and no disk fills up with leftovers. */
 import { Effect, FileSystem, Path } from "effect"
 import { removeTemporaries } from "../../artifacts/DurableFile.ts"
+import { findJob } from "./ClusterJob.ts"
 import { acquireLock, removeDeadClaims } from "../runs/RunLock.ts"
 
 /** Leftovers of dead runners: in the store, among the runs, and in the folder of a run whose lock we hold and in which nothing works any more. */
@@ -37,6 +38,8 @@ const removeUnpublished = Effect.fnUntraced(function* (store: string) {
   const making = path.join(store, "making")
   for (const name of yield* namesIn(making)) {
     const [key = ""] = name.split(".")
+    // A cluster's job fills it, with or without a runner.
+    if ((yield* Effect.orElseSucceed(findJob(store, key.split("-")[0] ?? key), () => undefined)) !== undefined) continue
     const remove = fs.remove(path.join(making, name), { recursive: true, force: true })
     // While the key's lock is held its attempt may be at work.
     yield* Effect.ignore(

@@ -3,11 +3,13 @@
  * nothing writes into a work folder that another runner may have taken over.
  */
 import { mkdirSync, readFileSync, writeSync } from "node:fs"
+import { availableParallelism } from "node:os"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import { Cause, Effect, Exit, Layer, Redacted, Result, Schema } from "effect"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import { diskFailure } from "../../artifacts/DurableFile.ts"
+import { isNewer, readFence } from "./ClusterJob.ts"
 import { appendTo, rankFile } from "./EventsFile.ts"
 import { Job, WorkerEvent } from "./Executor.ts"
 import { alone, ranksOf } from "./Ranks.ts"
@@ -48,6 +50,7 @@ export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
     Effect.tap((job) =>
       Effect.sync(() => {
         if (events !== undefined && events !== "3") emit = scrubbed(job.secrets ?? [], say)
+        if (job.fence !== undefined) standBehind(job.fence)
         // By hand: the runner's attempt has moved them into the store.
         for (const folder of Object.values(job.outputs)) mkdirSync(folder, { recursive: true })
       })
@@ -56,7 +59,7 @@ export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
       Effect.andThen(
         Effect.fromResult(place),
         runJob(
-          job,
+          { ...job, threads: threadsOf(job, ranks) },
           (event) => emit(event),
           () => stop.requested,
           ranks
@@ -66,9 +69,30 @@ export const workerMain = (registry: Layer.Layer<StageRegistry>): void => {
     Effect.provide(services)
   )
   Effect.runFork(attempt).addObserver((exit) => {
-    emit(finalEvent(exit))
-    process.exit(0)
+    const last = finalEvent(exit)
+    emit(last)
+    // Of several ranks one that failed takes the others along: mpirun and srun see to that where its code is not 0.
+    process.exit(last._tag === "Failed" && ranks.size > 1 ? 1 : 0)
   })
+}
+
+/** On a machine of a cluster: the cores that it gives to this job, shared among its ranks here. */
+const threadsOf = ({ threads }: Job, { localSize }: Ranks): number => {
+  if (threads > 0) return threads
+  const granted = Number(process.env["SLURM_CPUS_ON_NODE"] ?? availableParallelism())
+  return Math.max(1, Math.floor(granted / localSize))
+}
+
+/** Whoever was cut off, and comes back when a newer attempt has the work folder, must not write there any more. */
+const standBehind = ({ counter, file }: NonNullable<Job["fence"]>): void => {
+  const own = { counter, restart: Number(process.env["SLURM_RESTART_COUNT"] ?? 0) }
+  const look = () => {
+    if (!isNewer(readFence(file), own)) return
+    process.stderr.write("a newer attempt has the work folder: this one ends\n")
+    endNow()
+  }
+  look()
+  setInterval(look, 1000).unref()
 }
 
 /** Rank 0 speaks for all; of the others only warnings and the last word are kept, where there is a place for them. */

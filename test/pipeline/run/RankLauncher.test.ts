@@ -44,6 +44,10 @@ const attemptOf = (
       threads: 1
     },
     runsIn: "worker",
+    key: "k",
+    run: "r",
+    number: 1,
+    executor: { kind: "local" },
     resources: { cpus: 1, gpus: 3, ranks: 3 },
     secrets: { granted: new Map(), withheld: [], scrub: (text) => text },
     timeout: undefined,

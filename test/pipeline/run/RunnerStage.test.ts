@@ -64,6 +64,10 @@ const attempt = (at: string, what: typeof how.Type, options: Partial<Attempt> = 
     threads: 1
   },
   runsIn: "runner",
+  key: "k",
+  run: "r",
+  number: 1,
+  executor: { kind: "local" },
   resources: { cpus: 1, gpus: 0, ranks: 1 },
   secrets: { granted: new Map(), withheld: [], scrub: (text) => text },
   timeout: undefined,

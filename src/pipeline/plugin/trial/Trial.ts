@@ -3,6 +3,7 @@
  * give equal bytes; unfinished work is gone on with, to the same bytes; a stage that is asked to stop does so in time. Attempts run in real worker
  * processes (TrialWorker.ts).
  */
+import { local } from "../../file/ExecutorBlock.ts"
 import { availableParallelism } from "node:os"
 import { extname } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -122,6 +123,10 @@ const attempt = Effect.fnUntraced(function* (subject: Subject, folder: string, p
           threads: plan.threads
         },
         runsIn: "worker",
+        key: subject.stage,
+        run: "trial",
+        number: 1,
+        executor: local,
         resources: { cpus: plan.threads, gpus: 0, ranks: 1 },
         secrets: subject.secrets,
         timeout: subject.timeout,
