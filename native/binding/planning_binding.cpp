@@ -10,7 +10,7 @@
 #include "native/core/error.h"
 #include "native/device/open_device.h"
 #include "native/model/kernel_timing.h"
-#include "native/model/memory_plan.h"
+#include "native/training/memory_plan.h"
 
 namespace tinyllama {
 
@@ -43,7 +43,9 @@ Napi::Value training_memory(const Napi::CallbackInfo& info) {
   const EngineOptions options = read_options(info[1]);
   const std::int64_t batch = integer_argument(info[2], "batch"), length = integer_argument(info[3], "length");
   require(batch >= 1 && length >= 1 && batch <= INT32_MAX && length <= INT32_MAX, "batch and length must be at least 1 and fit 32 bits");
-  const MemoryPlan plan = plan_training_memory(config, batch, length, options.device.compute_type, options.recompute, options.state_type);
+  const MemoryPlan plan = plan_training_memory(
+      config, batch, length,
+      {options.device.compute_type, options.state_type, options.recompute, options.sharding, read_world(info[1]).size});
   Napi::Object answer = Napi::Object::New(env);
   answer.Set("weights", static_cast<double>(plan.weights));
   answer.Set("gradients", static_cast<double>(plan.gradients));

@@ -35,6 +35,7 @@ ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Commun
       share_ranks_(split(world, ranks_per_copy(sharding, world.size()), false)),
       within_(copy_ranks_ ? *copy_ranks_ : world),
       shards_(layout_, ranks_per_copy(sharding, world.size()), world.rank() % ranks_per_copy(sharding, world.size())),
+      plan_(plan_store(layout_, shards_, sharding, world.size(), device.compute_type(), state_type)),
       weights_(device, "weights", shards_, state_type),
       gathers_(shards_.groups().size(), -1) {
   held_.fill(no_group);
@@ -51,24 +52,10 @@ ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Commun
 
 // Beside the masters: what passes read. A single rank whose masters are of the compute type reads them themselves.
 void ParameterStore::allocate_copies() {
-  if (device_.compute_type() != DataType::f32 && (sharded() || state_type() != DataType::f32)) {
-    std::int64_t gains = 0;
-    for (const Parameter& parameter : layout_.parameters) gains += parameter.role == ParameterRole::gain ? parameter.count : 0;
-    gains_ = device_.allocate(static_cast<std::size_t>(gains) * sizeof(float));
-  }
-  const bool resident = sharding_.strategy == Strategy::none || sharding_.strategy == Strategy::zero2 || !sharded();
-  if (resident) {
-    if (sharded() || rounds() || widens()) compute_ = device_.allocate(static_cast<std::size_t>(shards_.padded_count() * compute_bytes()));
-    return;
-  }
-  std::array<std::int64_t, 4> largest{};
-  for (std::size_t group = 0; group < shards_.groups().size(); ++group) {
-    std::int64_t& most = largest[slot_of(group)];
-    most = std::max(most, shards_.share(group) * shards_.shards());
-  }
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (largest[slot] > 0) slots_[slot] = device_.allocate(static_cast<std::size_t>(largest[slot] * compute_bytes()));
-  }
+  const auto take = [this](std::int64_t bytes) { return bytes > 0 ? device_.allocate(static_cast<std::size_t>(bytes)) : nullptr; };
+  gains_ = take(plan_.gains);
+  compute_ = take(plan_.resident);
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) slots_[slot] = take(plan_.slots[slot]);
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
@@ -83,16 +70,8 @@ void ParameterStore::initialize(std::uint64_t seed) {
   device_.synchronize();
 }
 
-// Neighbouring layers lie in different slots. Embedding and head share one: no pass needs both, but where they are the same; then only the final norm
-// is left of the last group.
-std::size_t ParameterStore::slot_of(std::size_t group) const {
-  if (group == 0) return 2;
-  if (group + 1 == shards_.groups().size()) return layout_.head == layout_.embedding ? 3 : 2;
-  return (group - 1) % 2;
-}
-
 std::byte* ParameterStore::weights_of(std::size_t group) {
-  if (gathers_on_demand()) return static_cast<std::byte*>(slots_[slot_of(group)]->data());
+  if (gathers_on_demand()) return static_cast<std::byte*>(slots_[slot_in(group)]->data());
   std::byte* all = static_cast<std::byte*>(compute_ ? compute_->data() : weights_.at(0));
   return all + shards_.padded_offset(group) * compute_bytes();
 }
@@ -117,7 +96,7 @@ void ParameterStore::put_own_weights(std::size_t group) {
 }
 
 void ParameterStore::fetch(std::size_t group) {
-  const std::size_t slot = slot_of(group);
+  const std::size_t slot = slot_in(group);
   if (held_[slot] == group) return;
   held_[slot] = group;
   put_own_weights(group);
@@ -197,7 +176,7 @@ void ParameterStore::acquire(std::size_t group, std::optional<std::size_t> next)
   if (gathers_on_demand()) fetch(group);
   if (gathers_[group] >= 0) within_.wait(gathers_[group]);
   gathers_[group] = -1;
-  if (gathers_on_demand() && next && slot_of(*next) != slot_of(group)) fetch(*next);
+  if (gathers_on_demand() && next && slot_in(*next) != slot_in(group)) fetch(*next);
 }
 
 Tensor ParameterStore::weight(std::int64_t offset, std::int64_t rows, std::int64_t columns) {
@@ -212,7 +191,7 @@ const float* ParameterStore::gain(std::int64_t offset) {
 }
 
 float* ParameterStore::full_gradients() {
-  if (!gradients_) gradients_ = device_.allocate(static_cast<std::size_t>(shards_.padded_count()) * sizeof(float));
+  if (!gradients_) gradients_ = device_.allocate(static_cast<std::size_t>(plan_.gradients));
   return static_cast<float*>(gradients_->data());
 }
 
@@ -245,6 +224,11 @@ void ParameterStore::reduce(std::size_t group) {
   last_reduction_ = copies.all_reduce(summed_gradients(group), share, label);
 }
 
+float* ParameterStore::exchange() {
+  if (!exchange_) exchange_ = device_.allocate(static_cast<std::size_t>(plan_.exchange));
+  return static_cast<float*>(exchange_->data());
+}
+
 // ((m0 + m1) + m2) + …, the micro-batches in their global order: round by round, and within a round by rank.
 void ParameterStore::add_in_order(std::size_t group) {
   float* own = full_gradients() + shards_.padded_offset(group);
@@ -252,12 +236,7 @@ void ParameterStore::add_in_order(std::size_t group) {
   if (world_.size() == 1) {
     device_.add(summed_gradients(group), own, share);
   } else if (shards_.shards() == world_.size()) {
-    if (!exchange_) {
-      std::int64_t largest = 0;
-      for (std::size_t other = 0; other < shards_.groups().size(); ++other) largest = std::max(largest, shards_.share(other) * shards_.shards());
-      exchange_ = device_.allocate(static_cast<std::size_t>(largest) * sizeof(float));
-    }
-    auto* received = static_cast<float*>(exchange_->data());
+    auto* received = exchange();
     world_.wait(world_.all_to_all(received, own, static_cast<std::size_t>(share) * sizeof(float), {static_cast<int>(group)}));
     const int contributors = round_.contributors > 0 ? round_.contributors : world_.size();
     for (int rank = 0; rank < contributors; ++rank) device_.add(summed_gradients(group), received + rank * share, share);
@@ -271,10 +250,8 @@ void ParameterStore::add_in_order(std::size_t group) {
 void ParameterStore::add_gathered(std::size_t group) {
   const float* own = full_gradients() + shards_.padded_offset(group);
   const std::int64_t share = shards_.share(group), whole = share * shards_.shards();
-  const std::int64_t part = blocks_of(whole / world_.size() + 1) * ShardLayout::block;
-  const std::size_t bytes = static_cast<std::size_t>(part * world_.size()) * sizeof(float);
-  if (!exchange_ || exchange_->bytes() < bytes) exchange_ = device_.allocate(bytes);
-  auto* received = static_cast<float*>(exchange_->data());
+  const std::int64_t part = exchange_part(shards_, group, world_.size());
+  auto* received = exchange();
   const int contributors = round_.contributors > 0 ? round_.contributors : world_.size();
   const std::int64_t begin = sharded() ? within_.rank() * share : 0;
   for (std::int64_t first = 0; first < whole; first += part) {

@@ -19,6 +19,7 @@
 #include "native/device/device.h"
 #include "native/distributed/communicator.h"
 #include "native/distributed/sharding.h"
+#include "native/distributed/store_plan.h"
 #include "native/model/parameters.h"
 #include "native/model/sharded_buffer.h"
 
@@ -80,7 +81,7 @@ class ParameterStore final : public Parameters {
   bool rounds() const { return state_type() == DataType::f32 && device_.compute_type() != DataType::f32; }
   bool widens() const { return state_type() != DataType::f32 && device_.compute_type() == DataType::f32; }
   std::int64_t compute_bytes() const { return bytes_of(device_.compute_type()); }
-  std::size_t slot_of(std::size_t group) const;
+  std::size_t slot_in(std::size_t group) const { return slot_of(group, shards_.groups().size(), layout_.head == layout_.embedding); }
   std::byte* weights_of(std::size_t group);
   std::byte* own_place(std::size_t group);
   void put_own_weights(std::size_t group);
@@ -89,6 +90,7 @@ class ParameterStore final : public Parameters {
   void spread();
   void gather_gains();
   float* full_gradients();
+  float* exchange();
   float* summed_gradients(std::size_t group);
   void reduce(std::size_t group);
   void add_in_order(std::size_t group);
@@ -105,6 +107,7 @@ class ParameterStore final : public Parameters {
   std::unique_ptr<Communicator> copy_ranks_, share_ranks_;
   Communicator& within_;
   ShardLayout shards_;
+  StorePlan plan_;
   ShardedBuffer weights_;
   std::unique_ptr<ShardedBuffer> sums_;        // fixed_order: gradients summed so far
   std::unique_ptr<Buffer> compute_;            // resident: rounded, widened, or a copy of all shares; padded order

@@ -128,15 +128,11 @@ void check_training(const CommunicatorOptions& world, const Sharding& sharding, 
 
 int run_rank() {
   const CommunicatorOptions world{.kind = CommunicatorKind::mpi, .rank = check::launched_rank(), .size = check::launched_size()};
-  for (const bool fixed_order : {true, false}) {
-    for (const Strategy strategy : {Strategy::none, Strategy::zero2, Strategy::fsdp, Strategy::hsdp}) {
-      const int shard_size = world.size % 2 == 0 ? 2 : 1;
-      for (const bool tied : {false, true}) {
-        for (const std::int64_t count : {micro_batches, micro_batches - 1}) check_training(world, {strategy, shard_size, fixed_order}, tied, count);
-        // Rounded by where a parameter lies in the model, not in a share: the same bits too. (Without fixed order a last bit turns roundings.)
-        if (fixed_order) check_training(world, {strategy, shard_size, fixed_order}, tied, micro_batches, DataType::bf16);
-      }
-    }
+  const int shard_size = world.size % 2 == 0 ? 2 : 1;
+  for (const Strategy strategy : {Strategy::none, Strategy::zero2, Strategy::fsdp, Strategy::hsdp}) {
+    check_training(world, {strategy, shard_size, true}, false, micro_batches);
+    check_training(world, {strategy, shard_size, true}, true, micro_batches - 1);
+    check_training(world, {strategy, shard_size, false}, strategy == Strategy::fsdp, micro_batches);
   }
   return failures == 0 ? 0 : 1;
 }
