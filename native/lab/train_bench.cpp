@@ -1,6 +1,8 @@
 // Training speed and memory without data or runner: random tokens through a whole optimizer step.
 //   train_bench [--device cpu|cuda] [--precision fp32|bf16] [--model 1.1b|tiny] [--micro-batch N] [--length T] [--accumulate A] [--steps S]
 //               [--recompute none|pointwise|gate-up|full] [--graphs on|off] [--kernels on|off]
+//               [--contention-sms K --contention-gbs B]
+// With contention, K multiprocessors and B GB/s (read and written) are taken away while the timed steps run, as communication beside them would.
 // The last line is JSON. The first step is timed from the start of main: library, weights, plans and all.
 #include <algorithm>
 #include <chrono>
@@ -12,7 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "native/core/error.h"
 #include "native/core/philox.h"
+#include "native/device/cuda/library.h"
 #include "native/device/open_device.h"
 #include "native/distributed/single_communicator.h"
 #include "native/model/kernel_timing.h"
@@ -31,6 +35,7 @@ struct Arguments {
   std::string model = "1.1b";
   Recompute recompute = Recompute::pointwise;
   bool kernels = false;
+  ContentionOptions contention{.most_seconds = 300};
   std::int64_t micro_batch = 16, length = 2048, accumulate = 2, steps = 20;
 };
 
@@ -50,6 +55,8 @@ Arguments read_arguments(int count, char** values) {
     else if (name == "--length") arguments.length = std::stoll(value);
     else if (name == "--accumulate") arguments.accumulate = std::stoll(value);
     else if (name == "--steps") arguments.steps = std::stoll(value);
+    else if (name == "--contention-sms") arguments.contention.multiprocessors = std::stoi(value);
+    else if (name == "--contention-gbs") arguments.contention.gigabytes_per_second = std::stod(value);
     else if (name == "--kernels") arguments.kernels = value == "on";
     else if (name == "--graphs") arguments.device.graphs = value != "off";
     else if (name == "--recompute")
@@ -101,6 +108,15 @@ std::vector<std::int32_t> random_tokens(std::int64_t count, std::uint32_t stream
   return ids;
 }
 
+std::unique_ptr<Contention> start_contention(Device& device, const ContentionOptions& options) {
+  if (options.multiprocessors == 0) return nullptr;
+  require(!device.in_host_memory(), "contention is of a GPU: --device cuda");
+  char error[1024] = "";
+  std::unique_ptr<Contention> contention(cuda_library().start_contention(device, options, error, sizeof(error)));
+  require(contention != nullptr, error);
+  return contention;
+}
+
 int run(const Arguments& arguments) {
   const LlamaConfig config = config_of(arguments.model);
   std::unique_ptr<Device> opened = open_device(arguments.device);
@@ -128,12 +144,15 @@ int run(const Arguments& arguments) {
   const double first = seconds_since(process_start);
   std::printf("step 1: loss %.4f, gradient norm %.4f, %.2f s after the process began\n", loss, norm, first);
   for (std::int64_t i = 1; i < 3; ++i) step(i);
+  device->synchronize();
+  const std::unique_ptr<Contention> contention = start_contention(*device, arguments.contention);
   std::vector<double> seconds;
   for (std::int64_t i = 3; i < 3 + arguments.steps; ++i) {
     const Clock::time_point start = Clock::now();
     step(i);
     seconds.push_back(seconds_since(start));
   }
+  const double contended = contention ? contention->stop() : 0;
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double rate = static_cast<double>(rows * arguments.accumulate) / median;
@@ -154,10 +173,11 @@ int run(const Arguments& arguments) {
   }
   std::printf("{\"device\":\"%s\",\"tokens_per_second\":%.0f,\"mfu_causal\":%.4f,\"mfu_full_attention\":%.4f,\"mfu_litgpt\":%.4f,"
               "\"step_ms\":%.2f,\"fastest_step_ms\":%.2f,\"slowest_step_ms\":%.2f,\"first_step_s\":%.2f,\"memory_gib\":%.2f,\"loss\":%.6f,"
-              "\"gradient_norm\":%.6f}\n",
+              "\"gradient_norm\":%.6f,\"contention_sms\":%d,\"contention_gbs\":%.1f}\n",
               device->name().c_str(), rate, rate * flops.causal / peak, rate * flops.full_attention / peak, rate * flops.litgpt / peak,
               median * 1e3, seconds.front() * 1e3, seconds.back() * 1e3, first,
-              static_cast<double>(device->memory_in_use()) / (1 << 30), loss, norm);
+              static_cast<double>(device->memory_in_use()) / (1 << 30), loss, norm, arguments.contention.multiprocessors,
+              contended);
   return 0;
 }
 

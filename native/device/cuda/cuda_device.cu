@@ -7,6 +7,7 @@
 
 #include "native/core/error.h"
 #include "native/device/cuda/attention.h"
+#include "native/device/cuda/contention.h"
 #include "native/device/cuda/cuda_context.h"
 #include "native/device/cuda/library.h"
 #include "native/device/cuda/linear_loss.h"
@@ -211,7 +212,17 @@ Communicator* open_nccl(Device& device, const NcclOptions& options, char* error,
   }
 }
 
-constexpr CudaLibrary library{cuda_interface_version, gpus, open, make_nccl_id, open_nccl};
+Contention* start_contention(Device& device, const ContentionOptions& options, char* error, std::size_t error_size) {
+  try {
+    return cuda::start_contention(static_cast<CudaDevice&>(device).bind(), options).release();
+  } catch (const std::exception& cause) {
+    cudaGetLastError();
+    say(error, error_size, cause.what());
+    return nullptr;
+  }
+}
+
+constexpr CudaLibrary library{cuda_interface_version, gpus, open, make_nccl_id, open_nccl, start_contention};
 
 }  // namespace
 }  // namespace tinyllama

@@ -4,12 +4,13 @@
 #include <cstddef>
 
 #include "native/core/tensor.h"
+#include "native/device/contention.h"
 #include "native/device/device.h"
 #include "native/distributed/communicator.h"
 
 namespace tinyllama {
 
-constexpr int cuda_interface_version = 3;
+constexpr int cuda_interface_version = 4;
 
 struct CudaOptions {
   int ordinal = 0;
@@ -45,6 +46,8 @@ struct CudaLibrary {
   bool (*make_nccl_id)(NcclId& id, char* error, std::size_t error_size);
   // Joins ranks on the device, which `open` gave and which outlives the communicator. Null with the cause in `error`; the caller deletes it.
   Communicator* (*open_nccl)(Device& device, const NcclOptions& options, char* error, std::size_t error_size);
+  // Takes a part of the device away until it is deleted. Null with the cause in `error`.
+  Contention* (*start_contention)(Device& device, const ContentionOptions& options, char* error, std::size_t error_size);
 };
 
 }  // namespace tinyllama

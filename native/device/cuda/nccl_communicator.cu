@@ -125,7 +125,10 @@ class NcclCommunicator final : public Communicator {
     constexpr auto patience = std::chrono::seconds(10);
     const Clock::time_point begun = Clock::now();
     while (cudaStreamQuery(stream_->stream()) == cudaErrorNotReady) {
-      if (Clock::now() - begun > patience) return ranks_->abort();
+      if (Clock::now() - begun > patience) {
+        ranks_->abort();
+        break;
+      }
       std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
   }

@@ -10,6 +10,7 @@
 #include "native/device/cpu/cpu_device.h"
 #include "native/distributed/open_communicator.h"
 #include "native/training/training_engine.h"
+#include "test/native/distributed/late_communicator.h"
 #include "test/native/distributed/mpirun.h"
 
 using namespace tinyllama;
@@ -24,6 +25,9 @@ void expect(bool condition, const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
 }
 
+// Whether collectives run only when they are waited for, which shows a wait that is missing.
+bool late = false;
+
 constexpr std::int64_t batch = 2, length = 9, micro_batches = 12;
 
 LlamaConfig small_config(bool tied) {
@@ -36,6 +40,7 @@ LlamaConfig small_config(bool tied) {
 TrainingEngine make_engine(const LlamaConfig& config, const CommunicatorOptions& world, const Sharding& sharding, DataType state_type) {
   std::unique_ptr<Device> device = make_cpu_device(1);
   std::unique_ptr<Communicator> communicator = open_communicator(world, *device);
+  if (late && world.size > 1) communicator = std::make_unique<check::LateCommunicator>(std::move(communicator));
   return TrainingEngine(std::move(device), std::move(communicator), config, {{}, Recompute::none, sharding, state_type});
 }
 
@@ -95,7 +100,7 @@ void compare_held(TrainingEngine& many, TrainingEngine& one, bool bits, const st
 
 void check_training(const CommunicatorOptions& world, const Sharding& sharding, bool tied, std::int64_t count, DataType state_type = DataType::f32) {
   const std::string what = "rank " + std::to_string(world.rank) + " of " + std::to_string(world.size) + ", strategy " +
-                           std::to_string(static_cast<int>(sharding.strategy)) + (sharding.fixed_order ? ", fixed order" : "") +
+                           std::to_string(static_cast<int>(sharding.strategy)) + (sharding.fixed_order ? ", fixed order" : "") + (late ? ", late" : "") +
                            (tied ? ", tied" : "") + (state_type == DataType::bf16 ? ", bf16 state, " : ", ") + std::to_string(count) + " micro-batches";
   const LlamaConfig config = small_config(tied);
   TrainingEngine many = make_engine(config, world, sharding, state_type);
@@ -130,7 +135,9 @@ int run_rank() {
   const CommunicatorOptions world{.kind = CommunicatorKind::mpi, .rank = check::launched_rank(), .size = check::launched_size()};
   const int shard_size = world.size % 2 == 0 ? 2 : 1;
   for (const Strategy strategy : {Strategy::none, Strategy::zero2, Strategy::fsdp, Strategy::hsdp}) {
+    late = world.size > 1;
     check_training(world, {strategy, shard_size, true}, false, micro_batches);
+    late = false;
     check_training(world, {strategy, shard_size, true}, true, micro_batches - 1);
     check_training(world, {strategy, shard_size, false}, strategy == Strategy::fsdp, micro_batches);
   }
