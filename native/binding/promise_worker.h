@@ -23,9 +23,6 @@ class PromiseWorker : public Napi::AsyncWorker {
 
   Napi::Promise promise() const { return deferred_.Promise(); }
 
-  // Called on the JavaScript thread when the work is over, before the promise settles.
-  void on_finished(std::function<void()> callback) { finished_ = std::move(callback); }
-
  protected:
   void Execute() override {
     try {
@@ -35,7 +32,6 @@ class PromiseWorker : public Napi::AsyncWorker {
     }
   }
   void OnOK() override {
-    if (finished_) finished_();
     try {
       deferred_.Resolve(answer_(Env(), *result_));
     } catch (const Napi::Error& error) {
@@ -43,7 +39,6 @@ class PromiseWorker : public Napi::AsyncWorker {
     }
   }
   void OnError(const Napi::Error& error) override {
-    if (finished_) finished_();
     deferred_.Reject(error.Value());
   }
 
@@ -51,7 +46,6 @@ class PromiseWorker : public Napi::AsyncWorker {
   Napi::Promise::Deferred deferred_;
   Work work_;
   Answer answer_;
-  std::function<void()> finished_;
   std::unique_ptr<Result> result_;
 };
 
