@@ -1,6 +1,7 @@
 // The addon's table of contents: each binding file registers its own classes and functions.
 #include <napi.h>
 
+#include "native/binding/checkpoint_binding.h"
 #include "native/binding/dataset_binding.h"
 #include "native/binding/machine_binding.h"
 #include "native/binding/model_binding.h"
@@ -18,6 +19,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   tinyllama::register_quantize(env, exports);
   tinyllama::register_model(env, exports);
   tinyllama::register_planning(env, exports);
+  tinyllama::register_checkpoint(env, exports);
   tinyllama::register_dataset(env, exports);
   return exports;
 }

@@ -8,11 +8,13 @@
 #include <vector>
 
 #include "native/binding/arguments.h"
+#include "native/binding/checkpoint_binding.h"
 #include "native/binding/model_arguments.h"
 #include "native/binding/promise_thread.h"
 #include "native/core/error.h"
 #include "native/device/open_device.h"
 #include "native/distributed/open_communicator.h"
+#include "native/training/saved_state.h"
 #include "native/training/training_engine.h"
 
 namespace tinyllama {
@@ -52,7 +54,8 @@ class Model : public Napi::ObjectWrap<Model> {
                         InstanceAccessor<&Model::device_name>("deviceName"), InstanceAccessor<&Model::memory_in_use>("deviceMemory"),
                         InstanceAccessor<&Model::state_type>("stateType"),
                         InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
-                        InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::accumulate>("accumulate"),
+                        InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::snapshot>("snapshot"),
+                        InstanceMethod<&Model::restore>("restore"), InstanceMethod<&Model::accumulate>("accumulate"),
                         InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
                         InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::discard>("discard"),
                         InstanceMethod<&Model::exchange>("exchange"), InstanceAccessor<&Model::shares>("shares"),
@@ -134,6 +137,22 @@ class Model : public Napi::ObjectWrap<Model> {
     const auto length = static_cast<std::int64_t>(values.ElementLength());
     thread_.wait([&] { write_state(*engine_, kind, offset, length, from); });
     return info.Env().Undefined();
+  }
+
+  Napi::Value snapshot(const Napi::CallbackInfo& info) {
+    return post<SavedState>(
+        info, Withdrawable::no, [](TrainingEngine& engine) { return take_snapshot(engine); },
+        [this](Napi::Env env, SavedState& saved) { return snapshot_object(env, layout_, std::move(saved)); });
+  }
+
+  Napi::Value restore(const Napi::CallbackInfo& info) {
+    return post<bool>(
+        info, Withdrawable::no,
+        [stored = read_stored_state(info[0], info[1]), threads = read_thread_count(info[2])](TrainingEngine& engine) {
+          restore_state(engine, stored.files, stored.ranges, threads);
+          return true;
+        },
+        [](Napi::Env env, bool&) { return env.Undefined(); });
   }
 
   Napi::Value accumulate(const Napi::CallbackInfo& info) {

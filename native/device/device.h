@@ -11,8 +11,10 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "native/core/tensor.h"
+#include "native/device/memory_snapshot.h"
 
 namespace tinyllama {
 
@@ -56,6 +58,11 @@ class Device {
   // out[i] = deviation * the standard normal value of (seed, first + i): native/core/normal.h.
   virtual void fill_normal(float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation) = 0;
   virtual void synchronize() = 0;
+  // What the ranges hold once all that was issued is done: a copy in the device's memory where there is room for it and copying is fastest, else in the
+  // host's, else none. What is issued later does not change it, unless it is no copy.
+  virtual std::unique_ptr<MemorySnapshot> snapshot(const std::vector<MemoryRange>& ranges) = 0;
+  // Memory of the host that copies from and to the device are fast with. Any thread may call it.
+  virtual std::unique_ptr<Buffer> allocate_staging(std::size_t bytes) = 0;
   // Does `work`, which issues operations of this device. A device may record them under `key` and repeat the record at later calls with that key:
   // the same operations on the same memory.
   virtual void repeat(const std::string& key, const std::function<void()>& work) = 0;

@@ -28,7 +28,7 @@ struct TrainingEngine {
   TrainingEngine(const TrainingEngine&) = delete;
   TrainingEngine& operator=(const TrainingEngine&) = delete;
 
-  std::unique_ptr<Device> device;
+  std::shared_ptr<Device> device;  // what reads a snapshot holds it too
   std::unique_ptr<Communicator> world;
   ParameterStore store;
   Llama llama;

@@ -4,26 +4,13 @@
  * run's files are linked, never written to: no file of a checkpoint is ever written again in place.
  */
 import { Effect, FileSystem, Path } from "effect"
-import {
-  COMPLETE,
-  completionText,
-  folderName,
-  OPTIMIZER,
-  progressText,
-  readCompletion,
-  readProgress,
-  STATE,
-  stepsBelow,
-  syncFolder,
-  type TrainingProgress,
-  verifyCheckpoint,
-  WEIGHTS,
-  writeSynced
-} from "./Checkpoints.ts"
+import { COMPLETE, completionText, readCompletion, smallFile, STATE, withFile } from "./CheckpointManifest.ts"
+import { folderName, stepsBelow, syncFolder, verifyCheckpoint, writeSynced } from "./Checkpoints.ts"
 import { type ReadLine, readMetrics, validationsIn } from "./MetricsLog.ts"
 import { isRegularValidation, type Measured, type RetentionPlan, retainedSteps } from "./Retention.ts"
 import { learningRateAt } from "./Schedule.ts"
 import { storageFailure } from "./StorageFailure.ts"
+import { progressText, readProgress, type TrainingProgress } from "./TrainingProgress.ts"
 
 export interface ContinuationPlan extends RetentionPlan {
   readonly totalSamples: number
@@ -133,14 +120,14 @@ const linkCheckpoint = Effect.fnUntraced(function* (
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   yield* fs.makeDirectory(target, { recursive: true })
-  for (const name of [WEIGHTS, OPTIMIZER]) yield* link(path.join(folder, name), path.join(target, name))
+  const completion = yield* readCompletion(folder)
+  for (const { path: name } of completion.files)
+    if (name !== STATE) yield* link(path.join(folder, name), path.join(target, name))
   if (state === undefined || progressText(state) === progressText(yield* readProgress(folder))) {
     for (const name of [STATE, COMPLETE]) yield* link(path.join(folder, name), path.join(target, name))
   } else {
-    const { files, step } = yield* readCompletion(folder)
-    const own = { path: STATE, ...(yield* writeSynced(path.join(target, STATE), progressText(state))) }
-    const listed = files.map((file) => (file.path === STATE ? own : file))
-    yield* writeSynced(path.join(target, COMPLETE), completionText({ step, files: listed }))
+    const own = smallFile(STATE, yield* writeSynced(path.join(target, STATE), progressText(state)))
+    yield* writeSynced(path.join(target, COMPLETE), completionText(withFile(completion, own)))
   }
   yield* syncFolder(target)
 })

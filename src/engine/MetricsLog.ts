@@ -21,8 +21,10 @@ export interface ValidationMetrics {
 
 export interface MetricsLog {
   readonly append: (line: StepMetrics | ValidationMetrics) => Effect.Effect<void, StageError>
-  /** Makes what was appended durable; returns the length in bytes. */
-  readonly sync: Effect.Effect<number, StageError>
+  /** Makes what was appended durable. */
+  readonly sync: Effect.Effect<void, StageError>
+  /** Bytes, with what was appended. */
+  readonly length: () => number
 }
 
 /** Opens the log at `path` for the time of the scope, cut to its first `bytes` bytes. */
@@ -46,10 +48,24 @@ export const openMetricsLog = Effect.fn("MetricsLog.open")(function* (
       length += text.length
       return failed(file.writeAll(text))
     },
-    sync: Effect.flatMap(failed(file.sync), () => Effect.sync(() => length))
+    sync: failed(file.sync),
+    length: () => length
   }
   return log
 })
+
+/** For ranks that leave the log to another: knows its length alone. */
+export const countingLog = (bytes: number): MetricsLog => {
+  let length = bytes
+  return {
+    append: (line) =>
+      Effect.sync(() => {
+        length += new TextEncoder().encode(`${JSON.stringify(line)}\n`).length
+      }),
+    sync: Effect.void,
+    length: () => length
+  }
+}
 
 /** A line as it stands in the file, newline included, with what resuming and continuing look at. */
 export type ReadLine = { readonly text: string; readonly step: number } & (

@@ -70,6 +70,52 @@ export interface MicroBatchRound {
 
 export type StateKind = "weights" | "gradients" | "firstMoment" | "secondMoment"
 
+/** The parts of the state that checkpoints hold. */
+export type SavedKind = Exclude<StateKind, "gradients">
+
+/** A file of a checkpoint as it was written: its bytes, and the sha256 of each 16 MiB of it. */
+export interface WrittenFile {
+  readonly path: string
+  readonly bytes: number
+  readonly pieces: ReadonlyArray<string>
+}
+
+/** What this rank held of the state at one moment. */
+export interface StateSnapshot {
+  /** live: no copy was made, for want of memory. The model must not change before it is written or released. */
+  readonly place: "device" | "host" | "live"
+  readonly bytes: number
+  /**
+   * Writes safetensors files with all that the snapshot has of these kinds, on `threads` threads of its own; once. The memory is let go as soon as the
+   * last byte is on its way; the promise settles when the files are durable. A refusal of the file system says its code and the path.
+   */
+  write(
+    files: ReadonlyArray<{ readonly path: string; readonly kinds: ReadonlyArray<SavedKind> }>,
+    threads: number
+  ): Promise<ReadonlyArray<WrittenFile>>
+  /** Lets the memory go; a write that is under way soon fails. */
+  release(): void
+}
+
+/** A safetensors file to restore from; without pieces it is not checked. */
+export interface StoredFile {
+  readonly path: string
+  readonly bytes: number
+  /** In front of the data. */
+  readonly headerBytes: number
+  readonly pieces: ReadonlyArray<string>
+}
+
+/** `count` elements of the flat order from `offset` on, which begin at byte `fileOffset` of the file with that index. */
+export interface StoredRange {
+  readonly file: number
+  readonly fileOffset: number
+  readonly kind: SavedKind
+  readonly offset: number
+  readonly count: number
+  readonly dtype: "F32" | "BF16"
+}
+
 /** Where a model computes. All but `threads` may be left out: the CPU, in fp32, keeping everything for the backward pass. */
 export interface ModelOptions {
   /** Of the CPU. */
@@ -135,6 +181,13 @@ export interface NativeModel {
   /** Copies `length` elements from `offset` on; the optimizer's buffers come to life with the first step or write. */
   read(kind: StateKind, offset: number, length: number): Float32Array
   write(kind: StateKind, offset: number, values: Float32Array): void
+  /** What this rank holds of the weights and the moments, when the calls before are done. */
+  snapshot(): Promise<StateSnapshot>
+  /**
+   * Fills what this rank holds from files of any number of ranks, and checks their digests on the way. A damaged file is named with the bytes, and leaves
+   * the state half filled.
+   */
+  restore(files: ReadonlyArray<StoredFile>, ranges: ReadonlyArray<StoredRange>, threads: number): Promise<void>
   /** Forward and backward; adds the gradient of lossScale × (sum of the scored targets' losses). Off the JavaScript thread. */
   accumulate(
     batch: Batch,
@@ -260,6 +313,10 @@ export interface Native {
     batch: number,
     length: number
   ): { readonly weights: number; readonly gradients: number; readonly moments: number; readonly activations: number }
+  /** Of a file's pieces for digests; the last one may be shorter. */
+  readonly pieceBytes: number
+  /** The sha256 of each piece of a file. */
+  hashPieces(path: string, threads: number): Promise<{ readonly bytes: number; readonly pieces: ReadonlyArray<string> }>
   readonly Tokenizer: new (vocabulary: Vocabulary) => NativeTokenizer
   /** Rows of jsonl files; each path names a field, through objects. */
   readonly JsonRows: new (paths: ReadonlyArray<ReadonlyArray<string>>) => JsonRows

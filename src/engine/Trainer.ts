@@ -4,21 +4,16 @@
  */
 import { Clock, Effect, FileSystem, Path, type Scope } from "effect"
 import { Preempted, type Progress, StageError } from "../pipeline/StageType.ts"
-import {
-  folderName,
-  progressText,
-  pruneCheckpoints,
-  restoreNewest,
-  saveCheckpoint,
-  stepsBelow,
-  type TrainingProgress
-} from "./Checkpoints.ts"
+import { alone, type CheckpointRanks, everyRank } from "./CheckpointRanks.ts"
+import { openSaver } from "./CheckpointSave.ts"
+import { folderName, pruneCheckpoints, restoreNewest, stepsBelow } from "./Checkpoints.ts"
 import { continueFrom } from "./Continuation.ts"
-import { openMetricsLog, readMetrics, validationsIn } from "./MetricsLog.ts"
+import { countingLog, openMetricsLog, readMetrics, validationsIn } from "./MetricsLog.ts"
 import type { AdamWStep, Batch, NativeModel } from "./Native.ts"
 import { readAhead } from "./ReadAhead.ts"
 import { isScheduled, keptBranch, type Measured, retainedSteps } from "./Retention.ts"
 import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
+import { progressText, type TrainingProgress } from "./TrainingProgress.ts"
 import { nativeFailure } from "./TrainingModel.ts"
 
 /** A micro-batch; `inputTokens` counts its inputs without padding. */
@@ -69,6 +64,8 @@ export interface TrainingSurroundings {
   readonly log: (line: string) => void
   readonly warn: (line: string) => void
   readonly stopRequested: () => boolean
+  /** Of those that train together, in the same work folder; without: this one alone. */
+  readonly world?: CheckpointRanks | undefined
 }
 
 export interface TrainingOutcome {
@@ -79,8 +76,12 @@ export interface TrainingOutcome {
   readonly metricsPath: string
 }
 
-/** Saving for resuming alone may take this share of the time, whatever saveEverySeconds says. */
-const SAVING_SHARE = 0.05
+/**
+ * Whatever saveEverySeconds says: training may wait for this share of the time for snapshots that serve resuming alone, and such saves may be under way,
+ * behind it, for that share of the time. One is not begun while another is under way.
+ */
+const WAITING_SHARE = 0.05
+const SAVING_SHARE = 0.5
 
 /** Handed over to the engine at once. A step is mostly whole in it; the ids of so many take little memory. */
 const MICRO_BATCHES_AHEAD = 32
@@ -110,19 +111,22 @@ export const train: (
 ) => Effect.Effect<TrainingOutcome, StageError | Preempted, FileSystem.FileSystem | Path.Path | Scope.Scope> =
   Effect.fn("Trainer.train")(function* (model, plan, data, initialize, surroundings) {
     const path = yield* Path.Path
-    const { log, stopRequested, warn, work } = surroundings
+    const { log, warn, work, world: ranks = alone } = surroundings
+    // Several ranks stop between two steps alone, where all of them agree to.
+    const stopRequested = () => ranks.worldSize === 1 && surroundings.stopRequested()
     const root = path.join(work, "checkpoints")
     const metricsPath = path.join(work, "metrics.jsonl")
     const totalSteps = Math.ceil(plan.totalSamples / plan.samplesPerStep)
     const retention = { ...plan, totalSteps }
     const now = Clock.currentTimeMillis
     const fs = yield* FileSystem.FileSystem
+    const context = yield* Effect.context<FileSystem.FileSystem | Path.Path>()
 
-    if (surroundings.earlier !== undefined) {
+    if (surroundings.earlier !== undefined && ranks.rank === 0) {
       const taken = yield* continueFrom(retention, surroundings.earlier, work)
       if (taken !== undefined) log(`continues an earlier run, of which the first ${taken} steps are the same`)
     }
-    const restored = yield* restoreNewest(root, model, warn)
+    const restored = yield* restoreNewest(root, model, warn, ranks)
     let state: TrainingProgress = restored?.state ?? {
       version: 1,
       step: 0,
@@ -137,9 +141,13 @@ export const train: (
     }
     if (restored === undefined) yield* initialize
     else if (state.step < totalSteps) log(`goes on from the checkpoint of step ${state.step} of ${totalSteps}`)
-    const metrics = yield* openMetricsLog(metricsPath, state.metrics_bytes, warn)
+    const metrics =
+      ranks.rank === 0
+        ? yield* openMetricsLog(metricsPath, state.metrics_bytes, warn)
+        : countingLog(state.metrics_bytes)
+    const written = yield* Effect.orElseSucceed(fs.readFile(metricsPath), () => new Uint8Array(0))
     const validations: Array<Measured> = [
-      ...validationsIn(readMetrics(yield* Effect.orElseSucceed(fs.readFileString(metricsPath), () => "")))
+      ...validationsIn(readMetrics(new TextDecoder().decode(written.subarray(0, state.metrics_bytes))))
     ]
     // Lines that a damaged log has lost.
     for (const known of [state.best, state.validation])
@@ -148,17 +156,16 @@ export const train: (
 
     let savedText = restored === undefined ? undefined : progressText(state)
     let savedAt = yield* now
-    let saveSeconds = 0
+    const saver = yield* openSaver(root, model, ranks)
 
-    const save = Effect.fnUntraced(function* () {
-      state = { ...state, metrics_bytes: yield* metrics.sync }
+    /** Begins a save; the files follow behind the coming steps, and `after` when they are a checkpoint. */
+    const save = Effect.fnUntraced(function* (after: Effect.Effect<void, StageError>) {
+      state = { ...state, metrics_bytes: metrics.length() }
       const text = progressText(state)
       if (state.step === 0 || text === savedText) return
-      const started = yield* now
-      yield* saveCheckpoint(root, model, state)
+      yield* saver.begin(state, { before: metrics.sync, after })
       savedText = text
       savedAt = yield* now
-      saveSeconds = (savedAt - started) / 1000
     })
 
     const lastCheckpoint = Effect.map(
@@ -170,13 +177,15 @@ export const train: (
     )
 
     const stop = Effect.fnUntraced(function* (during: string) {
-      yield* save()
+      yield* save(Effect.void)
+      yield* saver.settled
       const kept =
         state.step === 0 ? "nothing was trained yet" : `the checkpoint of step ${state.step} of ${totalSteps} is saved`
       return yield* new Preempted({ message: `stopped ${during} as asked: ${kept}` })
     })
 
     const diverged = Effect.fnUntraced(function* (step: number, what: string) {
+      yield* Effect.ignore(saver.settled)
       const last = yield* lastCheckpoint
       const kept = last === undefined ? "no checkpoint was saved yet" : `the last good checkpoint is ${last.folder}`
       return yield* new StageError({
@@ -224,18 +233,48 @@ export const train: (
     /** What is due once `state.step` steps are done. Doing it twice is doing it once, so a resumed run starts here. */
     const settle = Effect.fnUntraced(function* () {
       const { step } = state
+      yield* saver.check
       const validationDue =
         step === 0 || step === totalSteps || (plan.validateEvery > 0 && step % plan.validateEvery === 0)
       if (validationDue && state.validation?.step !== step) yield* validate()
+      const wishes = yield* agreedWishes(yield* isTimeToSave())
+      if (isSaved(step) || wishes.save) yield* save(prune(step, keptSteps()))
+      if (wishes.stop) return yield* stop(`after step ${step}`)
+    })
+
+    /** The two newest stay whatever the schedule, so that a damaged one has one to fall back to. */
+    const prune = (step: number, kept: ReadonlyArray<number>) =>
+      ranks.rank > 0
+        ? Effect.void
+        : Effect.gen(function* () {
+            const steps = yield* Effect.orElseSucceed(stepsBelow(root), () => [])
+            const newest = steps.filter((other) => other <= step).slice(-2)
+            yield* pruneCheckpoints(root, step, new Set([...kept, ...newest]))
+          }).pipe(Effect.provide(context))
+
+    const isTimeToSave = Effect.fnUntraced(function* () {
+      const { saving, stall, underWay } = saver.cost()
       const waited = ((yield* now) - savedAt) / 1000
-      const timeIsUp = waited >= Math.max(plan.saveEverySeconds, saveSeconds / SAVING_SHARE)
-      if (!isSaved(step) && !timeIsUp) return
-      yield* save()
-      // The two newest stay whatever the schedule, so that a damaged one has one to fall back to.
-      const newest = (yield* Effect.orElseSucceed(stepsBelow(root), () => []))
-        .filter((other) => other <= step)
-        .slice(-2)
-      yield* pruneCheckpoints(root, step, new Set([...keptSteps(), ...newest]))
+      return underWay === 0 && waited >= Math.max(plan.saveEverySeconds, stall / WAITING_SHARE, saving / SAVING_SHARE)
+    })
+
+    /** What one rank wishes, all do, at the same step; and none goes on when another's save has failed. */
+    const agreedWishes = Effect.fnUntraced(function* (save: boolean) {
+      if (ranks.worldSize === 1) return { save, stop: false }
+      const failed = (yield* Effect.result(saver.check))._tag === "Failure"
+      const said = yield* everyRank(
+        ranks,
+        [save, surroundings.stopRequested(), failed].map((wish) => (wish ? 1 : 0))
+      )
+      const other = said.findIndex((wishes) => wishes[2] === 1)
+      if (other < 0)
+        return { save: said.some((wishes) => wishes[0] === 1), stop: said.some((wishes) => wishes[1] === 1) }
+      yield* saver.settled
+      return yield* new StageError({
+        failure: "internal",
+        message: `rank ${other} could not save its part of a checkpoint; its log says why`,
+        next: "mend that, then give the same command again: it goes on from the last checkpoint"
+      })
     })
 
     const startedAt = yield* now
@@ -362,6 +401,7 @@ export const train: (
       yield* report(loss, learningRate, gradientNorm)
       yield* settle()
     }
+    yield* saver.settled
     const checkpoints = keptSteps().map((step) => path.join(root, folderName(step)))
     return { state, totalSteps, checkpoints, metricsPath }
   })

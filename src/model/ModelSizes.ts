@@ -37,9 +37,12 @@ export const ggufBytes = (shape: ModelShape, type: GgufType): number =>
     GGUF_BYTES_PER_PIECE * shape.vocab_size + headersOf(shape)
   )
 
+/** Headers of a checkpoint's two files are filled up to a multiple of this. */
+const CHECKPOINT_ALIGNMENT = 4096
+
 /** A training checkpoint: weights and two moments. */
 export const checkpointBytes = (shape: ModelShape, state: StateType = "fp32"): number =>
-  3 * DTYPE_BYTES[dtypeOf[state]] * parameterCount(shape) + 3 * headersOf(shape)
+  3 * DTYPE_BYTES[dtypeOf[state]] * parameterCount(shape) + 3 * headersOf(shape) + 2 * CHECKPOINT_ALIGNMENT
 
 /** A layer's activations for `rows` tokens: native/model/activations.cpp, place_layer. */
 const layerFloats = (shape: ModelShape, rows: number): number => {

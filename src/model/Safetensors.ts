@@ -61,6 +61,8 @@ export interface SafetensorsTensor {
   /** Product of the shape. */
   readonly elements: number
   readonly byteLength: number
+  /** Of its first byte in the file. */
+  readonly byteOffset: number
   /** The stored bytes, read anew at each call. */
   readonly bytes: () => Effect.Effect<Uint8Array<ArrayBuffer>, SafetensorsError>
   /** The values in row-major order; F32, F16, BF16 and F64 only. */
@@ -69,6 +71,8 @@ export interface SafetensorsTensor {
 
 export interface SafetensorsFile {
   readonly path: string
+  /** Bytes in front of the data. */
+  readonly headerBytes: number
   readonly metadata: Readonly<Record<string, string>>
   /** By name, in the order of their data. */
   readonly tensors: ReadonlyMap<string, SafetensorsTensor>
@@ -179,10 +183,20 @@ export const readSafetensors: (
               return Effect.fail(invalid(`tensor ${name} is ${entry.dtype}, not a float type`))
           }
         })
-      tensors.set(name, { name, dtype: entry.dtype, shape: entry.shape, elements, byteLength, bytes, toFloat32 })
+      const byteOffset = dataStart + from
+      tensors.set(name, {
+        name,
+        dtype: entry.dtype,
+        shape: entry.shape,
+        elements,
+        byteLength,
+        byteOffset,
+        bytes,
+        toFloat32
+      })
     }
     if (end !== dataBytes) return yield* invalid(`${dataBytes - end} bytes after the last tensor`)
-    return { path, metadata, tensors }
+    return { path, headerBytes: dataStart, metadata, tensors }
   }
 )
 

@@ -3,13 +3,15 @@
  * weights come out in fp32 under Hugging Face's names.
  */
 import { Effect, Path, Schema } from "effect"
-import { folderName, stepsBelow, type TrainingProgress, verifyCheckpoint, WEIGHTS } from "../engine/Checkpoints.ts"
+import { readCompletion } from "../engine/CheckpointManifest.ts"
+import { folderName, stepsBelow, verifyCheckpoint } from "../engine/Checkpoints.ts"
+import { wholeWeights } from "../engine/CheckpointShards.ts"
 import { secondsOfBytes } from "../engine/MachineSpeed.ts"
+import type { TrainingProgress } from "../engine/TrainingProgress.ts"
 import type { ArtifactHandle } from "../artifacts/Artifact.ts"
-import { parameterCount } from "../model/Architecture.ts"
+import { parameterCount, tensorShapes } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { readShape, tensorsOf, writeWeights } from "../model/HuggingFace.ts"
-import { readSafetensors } from "../model/Safetensors.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
 import { makeAnew, modelFailure, stageOf, stopIfRequested } from "./ModelArtifact.ts"
 import { forecastCheckpoint } from "./ModelForecast.ts"
@@ -42,14 +44,14 @@ const reader = (input: ArtifactHandle, root: string) => {
   const verify = Effect.fnUntraced(function* (step: number) {
     const path = yield* Path.Path
     const folder = path.join(root, folderName(step))
-    const state = yield* Effect.mapError(
-      verifyCheckpoint(folder),
-      (damage) =>
-        new StageError({
-          failure: "corrupt",
-          message: `${input.origin}: the checkpoint of step ${step} is damaged: ${damage.message}`,
-          next: `choose another with select, or ${makeAnew(input)}`
-        })
+    const state = yield* Effect.mapError(verifyCheckpoint(folder), (damage) =>
+      damage._tag === "NativeUnavailable"
+        ? new StageError({ failure: "internal", message: damage.message, next: "npm run build:native" })
+        : new StageError({
+            failure: "corrupt",
+            message: `${input.origin}: the checkpoint of step ${step} is damaged: ${damage.message}`,
+            next: `choose another with select, or ${makeAnew(input)}`
+          })
     )
     const verified: Verified = { step, folder, state }
     return verified
@@ -169,8 +171,9 @@ export const checkpointStage = defineStage({
     )
 
     const sources = yield* Effect.forEach(chosen, ({ folder }) =>
-      readSafetensors(path.join(folder, WEIGHTS)).pipe(
-        Effect.flatMap((file) => tensorsOf(file.path, file.tensors, shape)),
+      readCompletion(folder).pipe(
+        Effect.flatMap((completion) => wholeWeights(folder, completion, tensorShapes(shape))),
+        Effect.flatMap((tensors) => tensorsOf(folder, tensors, shape)),
         Effect.mapError(corrupt)
       )
     )

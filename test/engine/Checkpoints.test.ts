@@ -2,14 +2,16 @@ import { existsSync } from "node:fs"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, FileSystem, type Scope } from "effect"
+import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
 import * as Checkpoints from "../../src/engine/Checkpoints.ts"
 import type { NativeModel } from "../../src/engine/Native.ts"
+import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
 import { filesOf } from "../stages/stage-fixture.ts"
 import { batchOf, tinyModel } from "./tiny-model.ts"
 
 const folder = Effect.flatMap(FileSystem.FileSystem, (fs) => fs.makeTempDirectoryScoped({ prefix: "checkpoints-" }))
 
-const stateAt = (step: number): Checkpoints.TrainingProgress => ({
+const stateAt = (step: number): TrainingProgress => ({
   version: 1,
   step,
   tokens: 64 * step,
@@ -58,7 +60,7 @@ describe("Checkpoints", () => {
     Effect.gen(function* () {
       const root = yield* folder
       const model = yield* trainedModel
-      yield* Checkpoints.saveCheckpoint(root, model, stateAt(1))
+      yield* saveCheckpoint(root, model, stateAt(1))
       const other = yield* tinyModel(8)
       const warnings: Array<string> = []
       const restored = yield* Checkpoints.restoreNewest(root, other, (line) => warnings.push(line))
@@ -90,8 +92,8 @@ describe("Checkpoints", () => {
       Effect.gen(function* () {
         const root = yield* folder
         const model = yield* trainedModel
-        yield* Checkpoints.saveCheckpoint(root, model, stateAt(1))
-        yield* Checkpoints.saveCheckpoint(root, model, stateAt(2))
+        yield* saveCheckpoint(root, model, stateAt(1))
+        yield* saveCheckpoint(root, model, stateAt(2))
         yield* flipByte(`${root}/step-00000002/${name}`, name === "COMPLETE.json" ? 0 : 40)
         const warnings: Array<string> = []
         const restored = yield* Checkpoints.restoreNewest(root, model, (line) => warnings.push(line))
@@ -108,7 +110,7 @@ describe("Checkpoints", () => {
       const fs = yield* FileSystem.FileSystem
       const root = yield* folder
       const model = yield* trainedModel
-      for (const step of [1, 2, 3]) yield* Checkpoints.saveCheckpoint(root, model, stateAt(step))
+      for (const step of [1, 2, 3]) yield* saveCheckpoint(root, model, stateAt(step))
       yield* fs.truncate(`${root}/step-00000001/weights.safetensors`, 1000)
       yield* fs.remove(`${root}/step-00000002/optimizer.safetensors`)
       yield* fs.remove(`${root}/step-00000003/COMPLETE.json`)
@@ -126,7 +128,7 @@ describe("Checkpoints", () => {
       const fs = yield* FileSystem.FileSystem
       const root = yield* folder
       const model = yield* trainedModel
-      yield* Checkpoints.saveCheckpoint(root, model, stateAt(4))
+      yield* saveCheckpoint(root, model, stateAt(4))
       yield* fs.rename(`${root}/step-00000004`, `${root}/.replaced-step-00000004`)
       yield* fs.makeDirectory(`${root}/.draft-step-00000004`)
       yield* fs.writeFileString(`${root}/.draft-step-00000004/weights.safetensors`, "half")
@@ -141,8 +143,8 @@ describe("Checkpoints", () => {
       const fs = yield* FileSystem.FileSystem
       const root = yield* folder
       const model = yield* trainedModel
-      yield* Checkpoints.saveCheckpoint(root, model, { ...stateAt(4), validation: null })
-      yield* Checkpoints.saveCheckpoint(root, model, stateAt(4))
+      yield* saveCheckpoint(root, model, { ...stateAt(4), validation: null })
+      yield* saveCheckpoint(root, model, stateAt(4))
       assert.deepStrictEqual(yield* Checkpoints.verifyCheckpoint(`${root}/step-00000004`), stateAt(4))
       assert.deepStrictEqual(yield* fs.readDirectory(root), ["step-00000004"])
     })
@@ -152,7 +154,7 @@ describe("Checkpoints", () => {
     Effect.gen(function* () {
       const root = yield* folder
       const model = yield* trainedModel
-      for (const step of [1, 2, 3, 4, 5]) yield* Checkpoints.saveCheckpoint(root, model, stateAt(step))
+      for (const step of [1, 2, 3, 4, 5]) yield* saveCheckpoint(root, model, stateAt(step))
       yield* Checkpoints.pruneCheckpoints(root, 4, new Set([2]))
       assert.deepStrictEqual(yield* Checkpoints.stepsBelow(root), [2, 4, 5])
     })
@@ -167,12 +169,18 @@ describe("Checkpoints", () => {
         const fs = yield* FileSystem.FileSystem
         const root = yield* folder
         const model = yield* trainedModel
-        yield* Checkpoints.saveCheckpoint(root, model, stateAt(1))
+        yield* saveCheckpoint(root, model, stateAt(1))
         const full: FileSystem.FileSystem = {
           ...fs,
-          open: (path, options) => fs.open(path.endsWith("optimizer.safetensors") ? "/dev/full" : path, options)
+          makeDirectory: (path, options) =>
+            Effect.andThen(
+              fs.makeDirectory(path, options),
+              path.endsWith(".draft-step-00000002")
+                ? fs.symlink("/dev/full", `${path}/optimizer.safetensors`)
+                : Effect.void
+            )
         }
-        const error = yield* Effect.flip(Checkpoints.saveCheckpoint(root, model, stateAt(2))).pipe(
+        const error = yield* Effect.flip(saveCheckpoint(root, model, stateAt(2))).pipe(
           Effect.provideService(FileSystem.FileSystem, full)
         )
         assert.strictEqual(error.failure, "disk-full")

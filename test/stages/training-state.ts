@@ -1,33 +1,26 @@
 /** Training states and checkpoints of a random model, as pretraining and the checkpoint stage leave them. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, FileSystem } from "effect"
-import { saveCheckpoint } from "../../src/engine/Checkpoints.ts"
-import type { StateKind } from "../../src/engine/Native.ts"
+import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
+import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
+import { openModel } from "../../src/engine/TrainingModel.ts"
 import { type ModelShape, tensorShapes } from "../../src/model/Architecture.ts"
 import { toHfConfig } from "../../src/model/HfConfig.ts"
 import { writeWeights } from "../../src/model/HuggingFace.ts"
 import { loadVocabulary } from "../../src/model/Vocabulary.ts"
-import { elementsOf, randomWeights } from "../model/random-model.ts"
+import { randomWeights } from "../model/random-model.ts"
 import { artifactOf, temporaryFolder } from "./stage-fixture.ts"
 
-/** The engine's buffers without the engine: weights in the flat order, moments of 1. */
-const buffersOf = (shape: ModelShape, weights: ReadonlyMap<string, Float32Array>) => {
-  let offset = 0
-  const parameters = tensorShapes(shape).map((tensor) => {
-    const parameter = { ...tensor, offset }
-    offset += elementsOf(tensor.shape)
-    return parameter
-  })
-  const flat = new Float32Array(offset)
-  for (const parameter of parameters) flat.set(weights.get(parameter.name)!, parameter.offset)
-  return {
-    parameters,
-    stateType: "fp32" as const,
-    read: (kind: StateKind, at: number, length: number) =>
-      kind === "weights" ? flat.slice(at, at + length) : new Float32Array(length).fill(1),
-    write: () => undefined
+/** A model with these weights, and moments of 1. */
+const modelOf = Effect.fnUntraced(function* (shape: ModelShape, weights: ReadonlyMap<string, Float32Array>) {
+  const model = yield* openModel(shape, { threads: 1 })
+  for (const { name, offset } of model.parameters) {
+    const values = weights.get(name)!
+    model.write("weights", offset, values)
+    for (const kind of ["firstMoment", "secondMoment"] as const) model.write(kind, offset, values.slice().fill(1))
   }
-}
+  return model
+})
 
 export interface Saved {
   readonly step: number
@@ -41,7 +34,7 @@ export const trainingState = (shape: ModelShape, saved: ReadonlyArray<Saved>) =>
     const fs = yield* FileSystem.FileSystem
     const folder = yield* temporaryFolder
     for (const { loss, step } of saved) {
-      yield* saveCheckpoint(`${folder}/checkpoints`, buffersOf(shape, randomWeights(shape, step)), {
+      const progress: TrainingProgress = {
         version: 1,
         step,
         tokens: step * 100,
@@ -52,7 +45,11 @@ export const trainingState = (shape: ModelShape, saved: ReadonlyArray<Saved>) =>
         validation: loss === null ? { step: 0, loss: 5 } : { step, loss },
         best: null,
         metrics_bytes: 0
-      })
+      }
+      yield* modelOf(shape, randomWeights(shape, step)).pipe(
+        Effect.flatMap((model) => saveCheckpoint(`${folder}/checkpoints`, model, progress)),
+        Effect.scoped
+      )
     }
     yield* fs.writeFileString(`${folder}/config.json`, JSON.stringify(toHfConfig(shape)))
     const { digest } = yield* loadVocabulary("llama-2")

@@ -10,6 +10,7 @@
 #include "native/device/cpu/cpu_context.h"
 #include "native/device/cpu/gemm.h"
 #include "native/device/cpu/linear_loss.h"
+#include "native/device/cpu/memory_snapshot.h"
 #include "native/device/cpu/pointwise.h"
 #include "native/device/cpu/stochastic_adamw.h"
 
@@ -54,6 +55,8 @@ class CpuDevice final : public Device {
     tinyllama::fill_normal(context_, out, count, seed, first, deviation);
   }
   void synchronize() override {}
+  std::unique_ptr<MemorySnapshot> snapshot(const std::vector<MemoryRange>& ranges) override { return take_snapshot(context_.pool, ranges); }
+  std::unique_ptr<Buffer> allocate_staging(std::size_t bytes) override { return allocate(bytes); }
   DataType compute_type() const override { return DataType::f32; }
   void repeat(const std::string&, const std::function<void()>& work) override { work(); }
 

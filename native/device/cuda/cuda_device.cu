@@ -16,6 +16,7 @@
 #include "native/device/cuda/nccl_library.h"
 #include "native/device/cuda/pointwise.h"
 #include "native/device/cuda/recorder.h"
+#include "native/device/cuda/snapshot_memory.h"
 
 namespace tinyllama {
 namespace {
@@ -49,7 +50,8 @@ class CudaBuffer final : public Buffer {
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(const CudaOptions& options)
-      : options_(options), context_(options.ordinal), matmul_(cuda::make_matmul_engine(context_)), recorder_(context_) {}
+      : options_(options), context_(options.ordinal), matmul_(cuda::make_matmul_engine(context_)), recorder_(context_),
+        snapshots_(std::make_shared<SnapshotMemory>(options.ordinal)) {}
 
   std::string name() const override {
     return std::string(context_.properties().name) + (options_.compute_type == DataType::bf16 ? ", bf16, " : ", fp32, ") + matmul_->describe();
@@ -60,7 +62,7 @@ class CudaDevice final : public Device {
 
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override {
     CudaContext& context = bind();
-    auto buffer = std::make_unique<CudaBuffer>(bytes);
+    auto buffer = make_buffer(bytes);
     CHECK_CUDA(cudaMemsetAsync(buffer->data(), 0, bytes, context.stream()));
     return buffer;
   }
@@ -83,6 +85,10 @@ class CudaDevice final : public Device {
   void fill_normal(float* out, std::int64_t count, std::uint64_t seed, std::int64_t first, float deviation) override {
     cuda::fill_normal(bind(), out, count, seed, first, deviation);
   }
+  std::unique_ptr<MemorySnapshot> snapshot(const std::vector<MemoryRange>& ranges) override {
+    return snapshots_->take(bind().stream(), ranges);
+  }
+  std::unique_ptr<Buffer> allocate_staging(std::size_t bytes) override { return snapshots_->staging(bytes); }
   void synchronize() override { CHECK_CUDA(cudaStreamSynchronize(bind().stream())); }
   void repeat(const std::string& key, const std::function<void()>& work) override {
     bind();
@@ -148,10 +154,19 @@ class CudaDevice final : public Device {
   }
 
  private:
+  // What snapshots keep for the next one goes first where memory is short.
+  std::unique_ptr<CudaBuffer> make_buffer(std::size_t bytes) {
+    std::size_t free = 0, total = 0;
+    CHECK_CUDA(cudaMemGetInfo(&free, &total));
+    if (free < bytes) snapshots_->release_unused();
+    return std::make_unique<CudaBuffer>(bytes);
+  }
+
   CudaOptions options_;
   CudaContext context_;
   std::unique_ptr<cuda::MatmulEngine> matmul_;
   cuda::Recorder recorder_;
+  std::shared_ptr<SnapshotMemory> snapshots_;  // snapshots hold it too
 };
 
 void say(char* error, std::size_t error_size, const char* what) { std::snprintf(error, error_size, "%s", what); }

