@@ -116,7 +116,7 @@ CompleteWait=0
 ReconfigFlags=KeepPartInfo
 NodeName=a NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=26818 CPUs=$cpus RealMemory=$memory
 NodeName=b NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=26819 CPUs=$cpus RealMemory=$memory
-PartitionName=work Nodes=a,b Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=work Nodes=a,b Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=a,b MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 END
 }

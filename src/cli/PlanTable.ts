@@ -9,6 +9,7 @@ export const planText = (plans: ReadonlyArray<StagePlan>, whole: PlanTotals, arg
     Format.table(["stage", "uses", "status", "why", "time", "disk"], plans.map(row)),
     "",
     ...outlooks(plans),
+    ...submissions(plans),
     ...(whole.stages === 0 ? ["Everything is up to date."] : toDo(plans, whole, argument))
   ].join("\n")
 
@@ -18,6 +19,14 @@ const outlooks = (plans: ReadonlyArray<StagePlan>): ReadonlyArray<string> => {
     willRun(plan) && plan.outlook !== undefined ? [[plan.stage, plan.outlook] as const] : []
   )
   return known.length === 0 ? [] : [Format.table(["stage", "will make (~: estimated)"], known), ""]
+}
+
+/** What goes elsewhere than to this machine. */
+const submissions = (plans: ReadonlyArray<StagePlan>): ReadonlyArray<string> => {
+  const known = plans.flatMap((plan) =>
+    willRun(plan) && plan.submits !== undefined ? [[plan.stage, plan.submits] as const] : []
+  )
+  return known.length === 0 ? [] : [Format.table(["stage", "would be submitted to"], known), ""]
 }
 
 const row = (plan: StagePlan): ReadonlyArray<string> => [

@@ -2,6 +2,7 @@
  * What a run would do, and why: one entry for each stage, in topological order. Reads much and writes nothing. A run decides with the same
  * functions, so what stands here is what it does.
  */
+import { submission } from "./preflight/Slurm.ts"
 import { availableParallelism } from "node:os"
 import { Effect, Result, type Schema } from "effect"
 import type { Facts } from "../../artifacts/Artifact.ts"
@@ -44,6 +45,8 @@ export interface StagePlan {
   readonly estimate: Estimate | undefined
   /** For stages that run: what will come of it, in a phrase and as facts, as far as the type can tell. */
   readonly outlook?: string
+  /** For stages that run elsewhere than on this machine: what would be asked for there. */
+  readonly submits?: string
   readonly outputs?: StageFacts
   readonly message?: string
 }
@@ -268,6 +271,7 @@ const withForecast = Effect.fnUntraced(function* (
     ...planned,
     ...(forecast === undefined ? {} : { outputs: forecast.outputs }),
     ...(forecast?.outlook === undefined ? {} : { outlook: forecast.outlook }),
+    ...submitsOf(stage),
     estimate: yield* estimateOf(planning, stage, forecast, resumesAt)
   }
 })
@@ -344,4 +348,9 @@ const hasResultOf = Effect.fnUntraced(function* (
 const observedOf = (planning: Planning, stage: ResolvedStage) => {
   const observed = planning.observed.get(stage.name)
   return observed !== undefined && Result.isSuccess(observed) ? { observed: observed.success } : {}
+}
+
+const submitsOf = (stage: ResolvedStage): { readonly submits?: string } => {
+  const submits = submission(stage)
+  return submits === undefined ? {} : { submits }
 }

@@ -45,6 +45,8 @@ export const PlannedStage = Schema.Struct({
   ),
   /** What will come of a stage that runs, in a phrase. */
   outlook: Schema.optionalKey(Schema.String),
+  /** What a stage that runs elsewhere asks for there: "slurm: --partition=gpu --nodes=2 …". */
+  submits: Schema.optionalKey(Schema.String),
   /** The same as facts by output port; each port's `estimated` names those that rest on ratios. */
   outputs: Schema.optionalKey(Schema.Record(Schema.String, Schema.Record(Schema.String, Schema.Json))),
   message: Schema.optionalKey(Schema.String)
@@ -122,6 +124,7 @@ const stageDocument = (plan: StagePlan): typeof PlannedStage.Type => ({
           memory: plan.estimate.memory ?? null
         },
   ...(plan.outlook === undefined ? {} : { outlook: plan.outlook }),
+  ...(plan.submits === undefined ? {} : { submits: plan.submits }),
   ...(plan.outputs === undefined ? {} : { outputs: plan.outputs }),
   ...(plan.message === undefined ? {} : { message: plan.message })
 })

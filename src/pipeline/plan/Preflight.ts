@@ -12,6 +12,7 @@ import { decodeParams } from "../file/Parameters.ts"
 import { type Plan, willRun } from "./Plan.ts"
 import * as Inputs from "./preflight/Inputs.ts"
 import * as Room from "./preflight/Room.ts"
+import * as Slurm from "./preflight/Slurm.ts"
 import type { ResolvedPipeline, ResolvedStage } from "../file/ResolvedPipeline.ts"
 import { Runs } from "../runs/Runs.ts"
 import { PreflightFailed } from "../file/Secrets.ts"
@@ -76,7 +77,9 @@ const generic: ReadonlyArray<Rule> = [
   { cost: "cheap", check: Inputs.secrets },
   { cost: "cheap", check: Room.resources },
   { cost: "cheap", check: Room.memory },
-  { cost: "cheap", check: Room.disk }
+  { cost: "cheap", check: Room.disk },
+  { cost: "cheap", check: Room.ranks },
+  { cost: "cheap", check: Slurm.slurm }
 ]
 
 export interface PreflightOptions {

@@ -1,6 +1,7 @@
 /** Whether the machine has what stages ask for and what they are forecast to take. */
 import { Effect } from "effect"
 import type { Examined, Finding, PreflightContext } from "../Preflight.ts"
+import { findProgram, launcherOf, mpirunMissing } from "../../run/RankProcesses.ts"
 import { formatBytes } from "../../file/Quantity.ts"
 
 /** What the file itself asks for. */
@@ -8,6 +9,7 @@ export const resources = ({ machine, stages }: PreflightContext): Effect.Effect<
   Effect.succeed(
     stages
       .filter(({ willRun }) => willRun)
+      .filter(onThisMachine)
       .flatMap(({ stage }): ReadonlyArray<Finding> => {
         const { cpus, gpus, memory = 0 } = stage.resources
         const findings: Array<Finding> = []
@@ -41,34 +43,57 @@ export const resources = ({ machine, stages }: PreflightContext): Effect.Effect<
 
 const running = (stages: ReadonlyArray<Examined>) => stages.filter(({ willRun }) => willRun)
 
+/** What a cluster has is for its own queue to say (Slurm.ts). */
+const onThisMachine = ({ stage }: Examined): boolean => stage.executor.kind === "local"
+
+/** Ranks without a GPU each speak MPI, on this machine by mpirun. */
+export const ranks = ({ stages }: PreflightContext): Effect.Effect<ReadonlyArray<Finding>> =>
+  Effect.sync(() =>
+    running(stages)
+      .filter(onThisMachine)
+      .flatMap(({ stage }): ReadonlyArray<Finding> => {
+        if (stage.resources.ranks === 1) return []
+        const about = { subject: "ranks", stage: stage.name }
+        const count = `${stage.resources.ranks} of them`
+        if (launcherOf(stage.resources) === "processes")
+          return [{ ...about, state: "ok", detail: `${count}, a GPU each` }]
+        const mpirun = findProgram("mpirun")
+        if (mpirun !== undefined) return [{ ...about, state: "ok", detail: `${count}, by ${mpirun}` }]
+        const { message, next } = mpirunMissing
+        return [{ ...about, state: "missing", detail: `${count}: ${message}`, next }]
+      })
+  )
+
 /** The most that one stage is forecast to need; stages share the machine by resources.memory, so they are not added up. */
 export const memory = ({ machine, stages }: PreflightContext): Effect.Effect<ReadonlyArray<Finding>> =>
   Effect.succeed(
-    running(stages).flatMap(({ forecast, stage }): ReadonlyArray<Finding> => {
-      const needed = forecast?.memory
-      if (needed === undefined) return []
-      const about = { subject: "memory", stage: stage.name }
-      const has = `up to ${formatBytes(needed)}; ${formatBytes(machine.freeMemory)} can be had of ${formatBytes(machine.memory)}`
-      if (needed > machine.memory)
-        return [
-          {
-            ...about,
-            state: "missing",
-            detail: `needs ${has}`,
-            next: "ask for less at once, or run on a larger machine"
-          }
-        ]
-      if (needed > machine.freeMemory)
-        return [
-          {
-            ...about,
-            state: "warning",
-            detail: `needs ${has}`,
-            next: "end other programs first, or ask for less at once"
-          }
-        ]
-      return [{ ...about, state: "ok", detail: `needs ${has}` }]
-    })
+    running(stages)
+      .filter(onThisMachine)
+      .flatMap(({ forecast, stage }): ReadonlyArray<Finding> => {
+        const needed = forecast?.memory
+        if (needed === undefined) return []
+        const about = { subject: "memory", stage: stage.name }
+        const has = `up to ${formatBytes(needed)}; ${formatBytes(machine.freeMemory)} can be had of ${formatBytes(machine.memory)}`
+        if (needed > machine.memory)
+          return [
+            {
+              ...about,
+              state: "missing",
+              detail: `needs ${has}`,
+              next: "ask for less at once, or run on a larger machine"
+            }
+          ]
+        if (needed > machine.freeMemory)
+          return [
+            {
+              ...about,
+              state: "warning",
+              detail: `needs ${has}`,
+              next: "end other programs first, or ask for less at once"
+            }
+          ]
+        return [{ ...about, state: "ok", detail: `needs ${has}` }]
+      })
   )
 
 /** Everything that is kept lies side by side until the run is done, so stages add up. What a stage asks for counts where nothing larger is forecast. */
