@@ -373,6 +373,29 @@ describe("the command line with Slurm", () => {
   )
 })
 
+describe("a run that its runner left to Slurm", () => {
+  live(named("is shown, kept from gc and rm, and stopped by the command line"), () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      const { jobs } = file(place, "{ uses: count, with: { steps: 2000, step_ms: 40 }, resources: { cpus: 1 } }")
+      const first = startRunner(place)
+      yield* reached(place, 3)
+      first.child.kill("SIGKILL")
+      yield* Effect.promise(() => first.ended)
+      const ask = (...args: ReadonlyArray<string>) =>
+        Effect.promise(() => tinyllama(args, { cwd: place.folder, env: slurmEnvironment }))
+      assert.match((yield* ask("status")).stdout, /left to Slurm job \d+; run again to follow it/u)
+      assert.match((yield* ask("runs", "rm", "latest")).stderr, /Slurm job \d+ is at work on .*Next: tinyllama stop/u)
+      assert.strictEqual((yield* ask("gc")).code, 0)
+      assert.strictEqual(readdirSync(join(place.runs, "store", "making")).length, 1)
+      const stopped = yield* ask("stop")
+      assert.match(stopped.stdout, /Slurm job \d+ saved and ended/u, stopped.stderr)
+      assert.isFalse(jobs().some(({ state }) => state === "RUNNING" || state === "PENDING"))
+      assert.match((yield* ask("stop", "latest")).stdout, /is not running/u)
+    }).pipe(Effect.scoped)
+  )
+})
+
 describe("the command line without Slurm", () => {
   it.live("says so before anything runs", () =>
     Effect.gen(function* () {

@@ -1,8 +1,13 @@
 /** `tinyllama runs`: what was run. Here the list and what people say of runs; showing and comparing have files of their own. */
+import { join } from "node:path"
 import { Console, Effect } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import * as Collection from "../../pipeline/runs/Collection.ts"
+import { ArtifactStore } from "../../artifacts/ArtifactStore.ts"
+import { allJobs, forgetJob } from "../../pipeline/run/ClusterJob.ts"
+import { eventsFile, lastWord } from "../../pipeline/run/EventsFile.ts"
 import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
+import { UsageError } from "../../pipeline/plan/Selection.ts"
 import { type RunInfo, Runs } from "../../pipeline/runs/Runs.ts"
 import * as Flags from "../Flags.ts"
 import * as Format from "../Format.ts"
@@ -75,6 +80,20 @@ const pin = Command.make(
   })
 ).pipe(Command.withDescription("Keep a run: runs rm refuses it, gc removes nothing that it reaches"))
 
+/** A cluster's job writes into the folders of its run, with or without a runner. */
+const refuseWithJobs = Effect.fnUntraced(function* (chosen: ReadonlyArray<RunInfo>) {
+  const { root } = yield* ArtifactStore
+  for (const job of yield* allJobs(root)) {
+    if (!chosen.some(({ id }) => id === job.run)) continue
+    // Its last word said, it writes no more, and nobody wants its result.
+    if (lastWord(join(job.folder, eventsFile)) !== undefined) yield* forgetJob(root, job.key)
+    else
+      return yield* new UsageError({
+        message: `Slurm job ${job.id ?? job.name} is at work on ${job.stage} of run ${job.run}. Next: tinyllama stop ${job.run}, then remove it`
+      })
+  }
+})
+
 const remove = Command.make(
   "rm",
   { run: aRun.pipe(Argument.atLeast(1)), runs: Flags.runs },
@@ -83,6 +102,7 @@ const remove = Command.make(
       const runs = yield* Runs
       const found = yield* Effect.forEach(flags.run, runs.find)
       const chosen = Array.from(new Map(found.map((run) => [run.id, run])).values())
+      yield* refuseWithJobs(chosen)
       yield* runs.remove(chosen)
       for (const run of chosen) {
         const names =

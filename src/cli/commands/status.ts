@@ -1,6 +1,8 @@
 /** `tinyllama status [RUN]`: how far a run is, from its journal; it may be running in another terminal. */
 import { Clock, Console, Effect } from "effect"
 import { Command } from "effect/cli"
+import { ArtifactStore } from "../../artifacts/ArtifactStore.ts"
+import { allJobs } from "../../pipeline/run/ClusterJob.ts"
 import * as LocalRunner from "../../pipeline/run/LocalRunner.ts"
 import type { RunEvent } from "../../pipeline/runs/RunEvent.ts"
 import { type RunInfo, Runs } from "../../pipeline/runs/Runs.ts"
@@ -16,7 +18,13 @@ export const statusCommand = Command.make(
       const runs = yield* Runs
       const run = yield* runs.find(flags.run)
       const events = yield* runs.readEvents(run)
-      const states = stageStates(events)
+      const jobs = (yield* allJobs((yield* ArtifactStore).root)).filter((job) => job.run === run.id)
+      const states = new Map(stageStates(events))
+      const followed = run.status === "running" && !run.abandoned
+      // What ended with its runner goes on without it.
+      if (!followed)
+        for (const { id, name, stage } of jobs)
+          states.set(stage, `left to Slurm job ${id ?? name}; run again to follow it`)
       if (flags.json) return yield* Console.log(JSON.stringify({ ...run, stages: Object.fromEntries(states) }))
       const now = yield* Clock.currentTimeMillis
       const readings = events.reduce<ReadonlyMap<string, StageReading>>(follow, new Map())
@@ -25,7 +33,7 @@ export const statusCommand = Command.make(
         Format.table(
           ["stage", "state"],
           [...states].map(([stage, state]) => {
-            const reading = run.status === "running" && !run.abandoned ? readings.get(stage) : undefined
+            const reading = followed ? readings.get(stage) : undefined
             return [stage, reading === undefined ? state : readingLine({ ...reading, stage: "" }, now, 0, 160).trim()]
           })
         )

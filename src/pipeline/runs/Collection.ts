@@ -340,9 +340,12 @@ const leftovers = Effect.fnUntraced(function* (disk: Disk) {
       else if (/\.damaged\b/u.test(name)) yield* add(path, `${folder}/${name}`, "damaged, and set aside")
     }
   }
+  const jobs = new Set(yield* disk.names(disk.join(disk.store, "jobs")))
   // Nobody runs, so what still lies there was never published.
   for (const name of yield* disk.names(disk.join(disk.store, "making"))) {
     const [key = "", port = ""] = name.split(".")
+    // A cluster's job fills it without a runner (run/ClusterJob.ts).
+    if (jobs.has(`${key.split("-")[0]}.json`)) continue
     yield* add(disk.join(disk.store, "making", name), `output ${port} of key ${short(key)}`, "the attempt was cut off")
   }
   for (const name of yield* disk.names(disk.runs)) {

@@ -116,8 +116,8 @@ const Graces = Schema.Struct({
 })
 const decodeGraces = Schema.decodeEffect(Schema.fromJsonString(Graces))
 
-/** As the run's file has it for its slowest stage. */
-const longestGrace = Effect.fnUntraced(function* (run: RunInfo) {
+/** As the run's file has it for its slowest stage, and some time to end. */
+export const longestGrace = Effect.fnUntraced(function* (run: RunInfo) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const resolved = yield* fs

@@ -7,7 +7,7 @@ import type { ClusterJob } from "../ClusterJob.ts"
 import { eventsFile, followEvents, isLast } from "../EventsFile.ts"
 import type { Attempt, WorkerEvent } from "../Executor.ts"
 import { SlurmQueue } from "./SlurmQueue.ts"
-import { describeState, hasEnded, isRunning, type JobState } from "./SlurmState.ts"
+import { describeState, hasEnded, isRunning, type JobState, vanished } from "./SlurmState.ts"
 import { leaveStop, placesOf } from "./SlurmSubmission.ts"
 
 export type Followed =
@@ -103,10 +103,10 @@ const watchUntilEnded = Effect.fnUntraced(function* (
       if (watch.alive.some(isRunning)) watch.running += now - before
       for (const state of found.success) watch.states.set(state.id, state)
       const known = new Set(found.success.map(({ id }) => id))
-      const vanished = watch.alive.filter(({ id }) => !known.has(id))
-      missing = watch.states.size < expected || vanished.length > 0 ? missing + 1 : 0
+      const missed = watch.alive.filter(({ id }) => !known.has(id))
+      missing = watch.states.size < expected || missed.length > 0 ? missing + 1 : 0
       // Just submitted ones may take a moment to be listed.
-      if (missing >= 5) for (const state of vanished) watch.states.set(state.id, { ...state, state: "UNKNOWN" })
+      if (missing >= 5) for (const state of missed) watch.states.set(state.id, { ...state, state: vanished })
       if (watch.alive.length === 0 && (watch.states.size >= expected || missing >= 5)) break
       const said = summaryOf(job, watch)
       if (said !== last && said !== "") {

@@ -20,6 +20,9 @@ export const JobState = Schema.Struct({
 })
 export type JobState = typeof JobState.Type
 
+/** Our own word for a job that neither squeue nor sacct knows any more. */
+export const vanished = "VANISHED"
+
 /** States that a job does not leave any more. All others, unknown ones too, are those of a job that may still write. */
 const final: ReadonlySet<string> = new Set([
   "COMPLETED",
@@ -33,8 +36,10 @@ const final: ReadonlySet<string> = new Set([
   "CANCELLED",
   "REVOKED",
   "LAUNCH_FAILED",
-  "RECONFIG_FAIL"
+  "RECONFIG_FAIL",
+  vanished
 ])
+
 export const hasEnded = ({ state }: Pick<JobState, "state">): boolean => final.has(state)
 export const isRunning = ({ state }: Pick<JobState, "state">): boolean => state === "RUNNING" || state === "COMPLETING"
 
@@ -138,7 +143,7 @@ const withoutWord = (job: JobState | undefined, record: ExitRecord | undefined):
       `Slurm job ${job?.id ?? ""} on ${job?.nodes ?? "its node"} does not see the run's folder or this program as they are here: the file system is not shared`,
       "keep the runs folder (--runs) and this program on a file system that all nodes have, or choose nodes that have it (executor.constraint)"
     )
-  if (job === undefined) return { _tag: "Lost", exit, how: "Slurm does not know the job any more" }
+  if (job === undefined || job.state === vanished) return { _tag: "Lost", exit, how: "Slurm does not know it any more" }
   switch (job.state) {
     case "OUT_OF_MEMORY":
       return failure(
