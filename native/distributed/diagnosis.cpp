@@ -16,9 +16,6 @@ struct Standing {
   std::optional<CollectiveEntry> last;  // the newest that it issued, of any communicator
   bool moves = true, ended = false;
 
-  bool differs(const CollectiveEntry& entry) const {
-    return here && (here->kind != entry.kind || here->bytes != entry.bytes || here->group != entry.group);
-  }
   std::string process() const {
     return log ? " (process " + std::to_string(log->header.process) + " on " + log->header.host + ")" : "";
   }
@@ -42,25 +39,39 @@ std::string seconds_in_words(double seconds) { return std::to_string(static_cast
 std::string waiting(const Stall& stall, const std::vector<Standing>& standings) {
   std::vector<int> ranks = {stall.rank};
   for (const Standing& standing : standings)
-    if (standing.here && !standing.differs(stall.entry) && standing.moves && !standing.ended) ranks.push_back(standing.rank);
+    if (standing.here && standing.moves && !standing.ended) ranks.push_back(standing.rank);
   std::sort(ranks.begin(), ranks.end());
   return "; " + rank_list(ranks) + (ranks.size() == 1 ? " waits" : " wait") + " in it";
 }
 
-std::string mismatch(const Stall& stall, const std::vector<Standing>& standings) {
-  std::map<std::string, std::vector<int>> issued;
-  issued[in_words(stall.entry)].push_back(stall.rank);
-  for (const Standing& standing : standings)
-    if (standing.here) issued[in_words(*standing.here)].push_back(standing.rank);
-  if (issued.size() == 1) return "";
-  std::string text = "the ranks do not issue the same collectives: ";
-  bool first = true;
-  for (auto& [what, ranks] : issued) {
-    std::sort(ranks.begin(), ranks.end());
-    text += (first ? "" : ", ") + rank_list(ranks) + " issued " + what;
-    first = false;
+// The first position, as far as the logs go back, at which a member issued something else than this rank; what each issued there.
+std::string mismatch(const std::optional<CollectiveLogView>& own, const Stall& stall, const std::vector<Standing>& standings) {
+  if (!own) return "";
+  const auto issued_at = [&](const CollectiveLogView& log, std::uint64_t position) {
+    std::optional<CollectiveEntry> found;
+    for (const CollectiveEntry& entry : log.entries)
+      if (entry.communicator == stall.entry.communicator && entry.position == position) found = entry;
+    return found;
+  };
+  for (const CollectiveEntry& entry : own->entries) {
+    if (entry.communicator != stall.entry.communicator) continue;
+    std::map<std::string, std::vector<int>> issued;
+    issued[in_words(entry)].push_back(stall.rank);
+    for (const Standing& standing : standings) {
+      const auto theirs = standing.log ? issued_at(*standing.log, entry.position) : std::nullopt;
+      if (theirs) issued[in_words(*theirs)].push_back(standing.rank);
+    }
+    if (issued.size() == 1) continue;
+    std::string text = "the ranks do not issue the same collectives: ";
+    bool first = true;
+    for (auto& [what, ranks] : issued) {
+      std::sort(ranks.begin(), ranks.end());
+      text += (first ? "" : ", ") + rank_list(ranks) + " issued " + what;
+      first = false;
+    }
+    return text;
   }
-  return text;
+  return "";
 }
 
 // What is wrong with one that does not wait as it should; empty where nothing is.
@@ -106,8 +117,13 @@ std::vector<int> ended_members(const std::string& folder, const std::string& non
   return ended;
 }
 
-std::string find_mismatch(const std::string& folder, const std::string& nonce, const Stall& stall) {
-  return mismatch(stall, stand_all(folder, nonce, stall));
+std::string explain_failure(const std::string& folder, const std::string& nonce, const Stall& stall) {
+  const std::vector<Standing> standings = stand_all(folder, nonce, stall);
+  std::string text = mismatch(read_collective_log(folder, stall.rank, nonce), stall, standings);
+  if (!text.empty()) return text;
+  for (const Standing& standing : standings)
+    if (standing.ended) text += (text.empty() ? "" : "; ") + trouble(standing, stall);
+  return text;
 }
 
 std::string diagnose(const std::string& folder, const std::string& nonce, const Stall& stall, const Heartbeats& before) {
@@ -116,7 +132,7 @@ std::string diagnose(const std::string& folder, const std::string& nonce, const 
     const auto known = before.find(standing.rank);
     standing.moves = !standing.log || known == before.end() || known->second != standing.log->header.heartbeat;
   }
-  if (const std::string found = mismatch(stall, standings); !found.empty()) return found + ", since " + seconds_in_words(stall.seconds);
+  if (const std::string found = mismatch(read_collective_log(folder, stall.rank, nonce), stall, standings); !found.empty()) return found + ", since " + seconds_in_words(stall.seconds);
   std::string text;
   for (const Standing& standing : standings)
     if (const std::string one = trouble(standing, stall); !one.empty()) text += (text.empty() ? "" : "; ") + one;

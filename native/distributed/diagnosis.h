@@ -23,8 +23,8 @@ Heartbeats read_heartbeats(const std::string& folder, const std::string& nonce, 
 // The members whose processes are known to have ended without leaving in order.
 std::vector<int> ended_members(const std::string& folder, const std::string& nonce, const std::vector<int>& members);
 
-// Ranks that issued something else at the same place; empty where there are none.
-std::string find_mismatch(const std::string& folder, const std::string& nonce, const Stall& stall);
+// Why a collective may have failed: ranks that issued something else, in this one's place or before, or have ended; empty where there are none.
+std::string explain_failure(const std::string& folder, const std::string& nonce, const Stall& stall);
 
 // One line: who stands elsewhere, or does not move. `before`: heartbeats of some time ago.
 std::string diagnose(const std::string& folder, const std::string& nonce, const Stall& stall, const Heartbeats& before);

@@ -25,7 +25,8 @@ std::unique_ptr<Communicator> open_nccl(const CommunicatorOptions& options, Devi
   const CudaLibrary& library = cuda_library();
   char error[1024] = "";
   NcclOptions joined{.rank = options.rank, .size = options.size, .timeout = options.start_timeout};
-  if (options.rank == 0) require(library.make_nccl_id(joined.id, error, sizeof(error)), error);
+  const bool made = options.rank > 0 || library.make_nccl_id(joined.id, error, sizeof(error));
+  require(made, error);
   const std::string id = rendezvous({.rank = options.rank,
                                      .size = options.size,
                                      .address = options.master_addr,

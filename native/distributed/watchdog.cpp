@@ -76,8 +76,8 @@ void Watchdog::forget(const Communicator& ranks) {
   std::erase_if(pending_, [&](const Pending& pending) { return pending.ranks == &ranks; });
 }
 
-std::string Watchdog::mismatch(const CollectiveEntry& entry, const std::vector<int>& members) const {
-  return find_mismatch(options_.folder, options_.nonce, {entry, rank_, members, 0});
+std::string Watchdog::explain(const CollectiveEntry& entry, const std::vector<int>& members) const {
+  return explain_failure(options_.folder, options_.nonce, {entry, rank_, members, 0});
 }
 
 // Collectives of one rank run one after the other: only the first that is not over can have begun.

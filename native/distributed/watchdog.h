@@ -30,8 +30,8 @@ class Watchdog {
   void returned(std::uint64_t sequence, std::optional<Communicator::Ticket> ticket);
   // No collective of this communicator is looked at any more.
   void forget(const Communicator& ranks);
-  // The ranks that issued something else in this one's place, in words; empty where there are none.
-  std::string mismatch(const CollectiveEntry& entry, const std::vector<int>& members) const;
+  // Why the collective may have failed, in words; empty where nothing shows.
+  std::string explain(const CollectiveEntry& entry, const std::vector<int>& members) const;
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -71,8 +71,8 @@ class WatchedCommunicator final : public Communicator {
       return ticket;
     } catch (const std::exception& error) {
       dog_->forget(*ranks_);
-      const std::string mismatch = dog_->mismatch(entry, members_);
-      throw Error(std::string(error.what()) + " in " + in_words(entry) + (mismatch.empty() ? "" : ": " + mismatch));
+      const std::string why = dog_->explain(entry, members_);
+      throw Error(std::string(error.what()) + " in " + in_words(entry) + (why.empty() ? "" : ": " + why));
     }
   }
 

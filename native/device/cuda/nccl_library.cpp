@@ -72,7 +72,8 @@ const Library& Library::find() {
     Library library;
     std::string reason;
     if (const char* named = std::getenv("TINYLLAMA_NCCL_LIBRARY"); named != nullptr && *named != '\0') {
-      require(library.open(named, reason), "NCCL cannot be used: " + reason + "; TINYLLAMA_NCCL_LIBRARY must name libnccl.so.2");
+      const bool serves = library.open(named, reason);
+      require(serves, "NCCL cannot be used: " + reason + "; TINYLLAMA_NCCL_LIBRARY must name libnccl.so.2");
       return library;
     }
     std::string ignored;

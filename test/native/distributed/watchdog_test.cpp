@@ -100,10 +100,14 @@ void named_from_logs() {
   expect_in(told(stall, still), ") does not move and stands before reduce-scatter 121 of group 4 (128 bytes) since 61 s; ranks 0, 1 wait in it", "one that is stopped");
   expect_in(told({waits, 0, {0, 1, 2, 3}, 61}, {}), "rank 3 has no log of this run and stands before reduce-scatter 121", "one that never came");
   two.issue(gather(121, 100));
-  expect(find_mismatch(folder.path(), "now", stall) ==
+  expect(explain_failure(folder.path(), "now", stall) ==
              "the ranks do not issue the same collectives: rank 2 issued all-gather 121 of group 3 (100 bytes), ranks 0, 1 issued reduce-scatter 121 of group 4 (128 bytes)",
-         "one that issued another: " + find_mismatch(folder.path(), "now", stall));
-  expect(find_mismatch(folder.path(), "now", {waits, 0, {0, 1}, 0}).empty(), "no mismatch among the others");
+         "one that issued another: " + explain_failure(folder.path(), "now", stall));
+  expect(explain_failure(folder.path(), "now", {waits, 0, {0, 1}, 0}).empty(), "no mismatch among the others");
+  // One that went wrong earlier, and has gone on since.
+  const CollectiveEntry next = zero.issue(gather(122));
+  two.issue(gather(122));
+  expect_in(told({next, 0, {0, 1, 2}, 61}, {}), "rank 2 issued all-gather 121 of group 3 (100 bytes), ranks 0, 1 issued reduce-scatter 121", "one that issued another before");
   expect_in(told({waits, 0, {0, 1}, 61}, {}), "all ranks are in reduce-scatter 121", "all are in it");
   two.close_in_order();
   expect(ended_members(folder.path(), "now", {0, 1, 2}).empty(), "who has left in order has not died");
