@@ -73,7 +73,7 @@ class Device {
 
   // out(N,D): row n is table(V,D)'s row ids[n].
   virtual void embedding_forward(Tensor out, Tensor table, const std::int32_t* ids) = 0;
-  // dtable(V,D) += dout(N,D)'s rows, summed per id in ascending row order.
+  // dtable(V,D) += dout(N,D)'s rows, summed per id in ascending row order; on a GPU, ids of very many rows by a tree that the ids alone decide.
   virtual void embedding_backward(Tensor dtable, Tensor dout, const std::int32_t* ids) = 0;
 
   // sum(N,D) = x + delta, when delta is given (sum may be x itself); then out = gain * sum / sqrt(mean(sum²) + eps), rstd(N).

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "native/device/cuda/embedding_kernels.h"
+#include "native/device/cuda/embedding_backward_launch.cuh"
 #include "native/device/cuda/norm_backward_kernels.h"
 #include "native/device/cuda/optimizer_kernels.h"
 #include "native/device/cuda/pointwise.h"
@@ -322,35 +322,42 @@ void time_swiglu(CudaContext& context, Report& report, Pool& pool, std::int64_t 
 }
 
 // The parts of the embedding's backward pass, with the bytes of the whole of it.
-template <int threads, int ahead, int resident>
-void time_sum_windows(CudaContext& context, Report& report, const std::vector<cuda::Scatter<Half>>& arguments, double bytes) {
-  const dim3 grid(cuda::blocks_for(arguments[0].rows, cuda::window), width / (threads * 4));
-  report.time("  sum_windows <" + std::to_string(threads) + ", " + std::to_string(ahead) + " ahead, " + std::to_string(resident) + " resident>", bytes, false,
-              [&](int set) {
-                cuda::sum_windows<Half, 4, threads, ahead, resident><<<grid, threads, 0, context.stream()>>>(arguments[set % sets]);
-                CHECK_LAUNCH("sum_windows");
+template <class Shape>
+void time_sum_runs(CudaContext& context, Report& report, const std::vector<cuda::Scatter<Half>>& arguments, double bytes) {
+  const cuda::ScatterScratch layout(arguments[0].rows, width, Shape::window, Shape::threads * 4);
+  report.time("  sums alone <" + std::to_string(Shape::threads) + ", window " + std::to_string(Shape::window) + ", " + std::to_string(Shape::ahead) +
+                  " ahead, " + std::to_string(Shape::resident) + " resident>",
+              bytes, false, [&](int set) {
+                cuda::Scatter<Half> one = arguments[set % sets];
+                one.pieces = layout.pieces;
+                CHECK_CUDA(cudaMemsetAsync(one.arrivals, 0, static_cast<std::size_t>(layout.arrival_count) * 4, context.stream()));
+                cuda::launch_sums<Half, 4, Shape>(context, one, layout);
               });
 }
 
 void time_embedding_backward(CudaContext& context, Report& report, const Tensor& gradient, const std::vector<Tensor>& dout, const std::int32_t* ids, double bytes) {
   const std::int64_t rows = dout[0].rows;
-  const unsigned windows = cuda::blocks_for(rows, cuda::window);
-  Memory sort_memory(cuda::row_sort_bytes(rows)), shares(std::size_t{windows} * 2 * width * 4);
-  report.time("  sort_rows", bytes, false, [&](int) { cuda::sort_rows(context, ids, rows, gradient.rows, sort_memory.as<char>()); });
-  const cuda::SortedRows sorted = cuda::sort_rows(context, ids, rows, gradient.rows, sort_memory.as<char>());
+  const cuda::ScatterScratch most(rows, width, 16, 64 * 4);  // of the variants below
+  Memory memory(most.bytes);
+  report.time("  sort_rows", bytes, false, [&](int) { cuda::sort_rows(context, ids, rows, gradient.rows, memory.as<char>()); });
+  report.time("  sort_rows_by_tiles", bytes, false, [&](int) { cuda::sort_rows_by_tiles(context, ids, rows, gradient.rows, memory.as<char>()); });
+  const cuda::SortedRows sorted = cuda::sort_rows_by_tiles(context, ids, rows, gradient.rows, memory.as<char>());
   std::vector<cuda::Scatter<Half>> arguments;
   for (const Tensor& matrix : dout)
-    arguments.push_back({gradient.f32(), static_cast<const Half*>(matrix.data), shares.as<float>(), sorted, width, width, rows, width});
-  time_sum_windows<256, 4, 4>(context, report, arguments, bytes);
-  time_sum_windows<256, 8, 2>(context, report, arguments, bytes);
-  time_sum_windows<256, 2, 5>(context, report, arguments, bytes);
-  time_sum_windows<128, 4, 8>(context, report, arguments, bytes);
-  time_sum_windows<512, 4, 2>(context, report, arguments, bytes);
-  report.time("  sum_shares and sum_groups", bytes, false, [&](int set) {
-    cuda::sum_shares<Half, 4, 256><<<dim3(windows, width / 1024), 256, 0, context.stream()>>>(arguments[set % sets]);
-    cuda::sum_groups<Half, 4, 256><<<dim3(cuda::blocks_for(windows, cuda::group) - 1, width / 1024), 256, 0, context.stream()>>>(arguments[set % sets]);
-    CHECK_LAUNCH("sum_groups");
-  });
+    arguments.push_back({.dtable = gradient.f32(),
+                         .dout = static_cast<const Half*>(matrix.data),
+                         .shares = reinterpret_cast<float*>(memory.as<char>() + most.shares),
+                         .arrivals = reinterpret_cast<std::int32_t*>(memory.as<char>() + most.arrivals),
+                         .sorted = sorted,
+                         .dtable_stride = width,
+                         .dout_stride = width,
+                         .rows = rows,
+                         .columns = width});
+  time_sum_runs<cuda::SumShape<128, 32, 4, 8>>(context, report, arguments, bytes);
+  time_sum_runs<cuda::SumShape<128, 16, 4, 8>>(context, report, arguments, bytes);
+  time_sum_runs<cuda::SumShape<128, 32, 8, 5>>(context, report, arguments, bytes);
+  time_sum_runs<cuda::SumShape<512, 16, 4, 2>>(context, report, arguments, bytes);
+  time_sum_runs<cuda::SumShape<64, 32, 4, 16>>(context, report, arguments, bytes);
 }
 
 void time_embedding(CudaContext& context, Report& report, Pool& pool, std::int64_t rows) {
@@ -381,7 +388,7 @@ void time_embedding(CudaContext& context, Report& report, Pool& pool, std::int64
     const bool rereads = kind.vocabulary > 1 && !kind.zipf;
     report.time("embedding_forward" + suffix + (rereads ? ", reads of all rows" : ""), one + (rereads ? one : distinct * width * 2), kind.vocabulary > 1,
                 [&](int s) { cuda::embedding_forward(context, of(s), table, ids.as<std::int32_t>()); });
-    report.time("embedding_backward" + suffix, one + distinct * width * 8, false,
+    report.time("embedding_backward" + suffix, one + distinct * width * 8, kind.vocabulary > 1,
                 [&](int s) { cuda::embedding_backward(context, gradient, of(s), ids.as<std::int32_t>()); });
     time_embedding_backward(context, report, gradient, matrices, ids.as<std::int32_t>(), one + distinct * width * 8);
   }

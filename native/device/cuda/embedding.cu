@@ -1,34 +1,15 @@
-// Embedding forward and backward. The kernels are in embedding_kernels.h; here their shapes are chosen.
+// Embedding forward and backward. The kernels are in embedding_kernels.h and embedding_backward.cuh; here their shapes are chosen.
 #include <type_traits>
 
+#include "native/device/cuda/embedding_backward_launch.cuh"
 #include "native/device/cuda/embedding_kernels.h"
 #include "native/device/cuda/pointwise.h"
 
 namespace tinyllama::cuda {
 namespace {
 
-std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
-
-template <class T, int width>
-void scatter(CudaContext& context, Scatter<T> arguments, const std::int32_t* ids, std::int64_t id_end) {
-  constexpr int threads = 256;
-  const unsigned windows = blocks_for(arguments.rows, window);
-  const std::size_t sort_bytes = round_up(row_sort_bytes(arguments.rows));
-  auto* memory = static_cast<std::byte*>(
-      context.scratch(sort_bytes + static_cast<std::size_t>(windows) * 2 * arguments.columns * sizeof(float)));
-  arguments.sorted = sort_rows(context, ids, arguments.rows, id_end, memory);
-  arguments.shares = reinterpret_cast<float*>(memory + sort_bytes);
-  const dim3 grid(windows, blocks_for(arguments.columns, threads * width));
-  constexpr int narrow = 128;  // a thread's sums need no other thread: small blocks end sooner and make room for the next
-  sum_windows<T, width, narrow, 4, 8><<<dim3(windows, blocks_for(arguments.columns, narrow * width)), narrow, 0, context.stream()>>>(arguments);
-  CHECK_LAUNCH("embedding_backward");
-  if (windows == 1) return;
-  sum_shares<T, width, threads><<<grid, threads, 0, context.stream()>>>(arguments);
-  CHECK_LAUNCH("embedding_backward");
-  if (windows <= group) return;
-  sum_groups<T, width, threads><<<dim3(blocks_for(windows, group) - 1, grid.y), threads, 0, context.stream()>>>(arguments);
-  CHECK_LAUNCH("embedding_backward");
-}
+// 128 threads: their sums need no others, and small blocks end sooner and make room for the next. The fastest of those that were measured.
+using DefaultSums = SumShape<128, 32, 4, 8>;
 
 }  // namespace
 
@@ -55,12 +36,16 @@ void embedding_backward(CudaContext& context, const Tensor& dtable, const Tensor
   if (dout.rows == 0) return;
   with_type(dout.type, [&](auto type) {
     using T = decltype(type);
-    const Scatter<T> arguments{dtable.f32(),  data_of<T>(dout), nullptr,   {nullptr, nullptr},
-                               dtable.stride, dout.stride,      dout.rows, static_cast<int>(dout.columns)};
+    const Scatter<T> arguments{.dtable = dtable.f32(),
+                               .dout = data_of<T>(dout),
+                               .dtable_stride = dtable.stride,
+                               .dout_stride = dout.stride,
+                               .rows = dout.rows,
+                               .columns = static_cast<int>(dout.columns)};
     if (in_vectors<T>(dout) && in_vectors<float>(dtable)) {  // four columns a thread: 16 bytes of the table, which is most of what moves
-      scatter<T, 4>(context, arguments, ids, dtable.rows);
+      launch_embedding_backward<T, 4, DefaultSums>(context, arguments, ids, dtable.rows);
     } else {
-      scatter<T, 1>(context, arguments, ids, dtable.rows);
+      launch_embedding_backward<T, 1, DefaultSums>(context, arguments, ids, dtable.rows);
     }
   });
 }

@@ -1,24 +1,23 @@
-// Least significant digit first radix sort, 8 bits a pass: count the digits of each tile, add up, place. A batch has some ten thousand ids of 15 or
-// 16 bits: two passes of two small launches, since each block of the placing adds up for itself while the tiles are few. Ranks come from ballots
-// in the order of the rows, so the sort is stable and equal inputs take equal paths; nothing depends on which block is first.
+// Least significant digit first radix sort. Where one cluster of blocks holds all rows, it does so in one launch: row_sort_cluster.cuh. Else, 8 bits
+// a pass: count the digits of each tile, add up, place; ids of 15 or 16 bits take two passes of two small launches, since each block of the
+// placing adds up for itself while the tiles are few. Ranks come from ballots in the order of the rows, so the sort is stable and equal inputs
+// take equal paths; nothing depends on which block is first.
 #include <utility>
 
+#include "native/device/cuda/radix.cuh"
 #include "native/device/cuda/row_sort.h"
+#include "native/device/cuda/row_sort_cluster.cuh"
 #include "native/device/cuda/vector_access.h"
 
 namespace tinyllama::cuda {
 namespace {
 
-constexpr int digit_bits = 8;
-constexpr int digits = 1 << digit_bits;
 constexpr int threads = 256;
 constexpr int warps = threads / 32;
 constexpr int rounds = 4;                    // of 32 neighbours per warp
 constexpr int tile = threads * rounds;       // a warp's share of a tile is contiguous
 constexpr unsigned few_tiles = 128;          // every block reads all counts of so many
 static_assert(threads == digits, "a thread owns a digit");
-
-__device__ __forceinline__ int digit_of(std::int32_t id, int shift) { return id >> shift & (digits - 1); }
 
 // counts[digit][tile], as add_up wants them; by_tile: counts[tile][digit], which neighbouring threads read side by side.
 template <bool by_tile>
@@ -47,24 +46,10 @@ __global__ __launch_bounds__(1024) void add_up(std::int32_t* counts, std::int64_
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (std::int64_t first = 0; first < length; first += 1024) {
     const std::int64_t at = first + threadIdx.x;
-    const std::int32_t own = at < length ? counts[at] : 0;
-    std::int32_t sum = own;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int32_t before = __shfl_up_sync(0xffffffffu, sum, distance);
-      if (lane >= distance) sum += before;
-    }
+    const std::int32_t own = at < length ? counts[at] : 0, sum = sum_to_lane(own);
     if (lane == 31) warp_totals[warp] = sum;
     __syncthreads();
-    if (warp == 0) {
-      std::int32_t total = warp_totals[lane];
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const std::int32_t before = __shfl_up_sync(0xffffffffu, total, distance);
-        if (lane >= distance) total += before;
-      }
-      warp_totals[lane] = total;
-    }
+    if (warp == 0) warp_totals[lane] = sum_to_lane(warp_totals[lane]);
     __syncthreads();
     const std::int32_t before = carry + (warp > 0 ? warp_totals[warp - 1] : 0);
     if (at < length) counts[at] = before + sum - own;
@@ -85,12 +70,7 @@ __device__ __forceinline__ std::int32_t start_of_digit(const std::int32_t* count
     total += number;
     before += t < blockIdx.x ? number : 0;
   }
-  std::int32_t sum = total;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const std::int32_t lower = __shfl_up_sync(0xffffffffu, sum, distance);
-    if (lane >= distance) sum += lower;
-  }
+  std::int32_t sum = sum_to_lane(total);
   if (lane == 31) warp_totals[warp] = sum;
   __syncthreads();
   for (int w = 0; w < warp; ++w) sum += warp_totals[w];
@@ -113,16 +93,7 @@ __global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int
     id[round] = at < count ? ids_in[at] : -1;
   }
 #pragma unroll
-  for (int round = 0; round < rounds; ++round) {
-    const bool valid = first + round * 32 < count;
-    const int digit = valid ? digit_of(id[round], shift) : digits;  // lanes past the end are a class of their own
-    const unsigned equals = __match_any_sync(0xffffffffu, digit);
-    const unsigned before = equals & ((1u << lane) - 1);
-    rank[round] = valid ? seen[warp][digit] + __popc(before) : 0;
-    __syncwarp();
-    if (valid && before == 0) seen[warp][digit] += __popc(equals);
-    __syncwarp();
-  }
+  for (int round = 0; round < rounds; ++round) rank[round] = rank_of(digit_of(id[round], shift), first + round * 32 < count, seen[warp]);
   __syncthreads();
   std::int32_t start = counted ? start_of_digit(starts) : starts[static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x];
   for (int w = 0; w < warps; ++w) {
@@ -141,14 +112,29 @@ __global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int
   }
 }
 
+constexpr int cluster_blocks = 8, cluster_threads = 1024;  // the fastest of those that were measured
+
+bool cluster_sort_available(const CudaContext& context) {
+  if (context.properties().major != 9) return false;
+  // Where the build has no code for sm_90, the kernel is an empty shell, told by its few registers.
+  static const bool compiled = [] {
+    cudaFuncAttributes attributes{};
+    CHECK_CUDA(cudaFuncGetAttributes(&attributes, sort_in_cluster<cluster_blocks, cluster_threads, 4>));
+    return attributes.numRegs >= 32;
+  }();
+  return compiled;
+}
+
 }  // namespace
 
 std::size_t row_sort_bytes(std::int64_t count) {
   return static_cast<std::size_t>(4 * count + static_cast<std::int64_t>(blocks_for(count, tile)) * digits) * sizeof(std::int32_t);
 }
 
-SortedRows sort_rows(CudaContext& context, const std::int32_t* ids, std::int64_t count, std::int64_t id_end, void* memory) {
+SortedRows sort_rows_by_tiles(CudaContext& context, const std::int32_t* ids, std::int64_t count, std::int64_t id_end, void* memory,
+                              std::int32_t* zeros, std::int64_t zero_count) {
   require(count <= 0x7fffffff, "sort_rows: more rows than 32 bits count");
+  if (zero_count > 0) CHECK_CUDA(cudaMemsetAsync(zeros, 0, static_cast<std::size_t>(zero_count) * sizeof(std::int32_t), context.stream()));
   auto* words = static_cast<std::int32_t*>(memory);
   std::int32_t *ids_out = words, *rows_out = words + count, *ids_other = words + 2 * count, *rows_other = words + 3 * count;
   std::int32_t* counts = words + 4 * count;
@@ -175,6 +161,18 @@ SortedRows sort_rows(CudaContext& context, const std::int32_t* ids, std::int64_t
     shift += digit_bits;
   } while (shift < 31 && (id_end - 1) >> shift > 0);
   return {ids_in, rows_in};
+}
+
+SortedRows sort_rows(CudaContext& context, const std::int32_t* ids, std::int64_t count, std::int64_t id_end, void* memory, std::int32_t* zeros,
+                     std::int64_t zero_count) {
+  const bool fits = count <= cluster_capacity<cluster_blocks, cluster_threads, 8> && zero_count <= 0x7fffffff;
+  if (!fits || !cluster_sort_available(context)) return sort_rows_by_tiles(context, ids, count, id_end, memory, zeros, zero_count);
+  const ClusterSort arguments = cluster_sort(ids, count, id_end, memory, zeros, zero_count);
+  if (count <= cluster_capacity<cluster_blocks, cluster_threads, 4>)
+    launch_cluster_sort<cluster_blocks, cluster_threads, 4>(context, arguments);
+  else
+    launch_cluster_sort<cluster_blocks, cluster_threads, 8>(context, arguments);
+  return {arguments.ids_out, arguments.rows_out, true};
 }
 
 }  // namespace tinyllama::cuda

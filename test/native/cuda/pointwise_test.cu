@@ -403,7 +403,8 @@ void run(std::uint64_t seed, bool small) {
     }
     if (!small) {
       test_embedding(bench, type, 5000, 8, 100000, Ids::random, 0);
-      test_embedding(bench, type, 70000, 8, 3, Ids::equal, 0);        // more groups than a warp looks at
+      test_embedding(bench, type, 40000, 8, 140000, Ids::random, 0);  // a cluster's second capacity, three digits
+      test_embedding(bench, type, 70000, 8, 3, Ids::equal, 0);        // more groups than a warp looks at; more rows than a cluster sorts
       test_embedding(bench, type, 140000, 8, 50000, Ids::random, 0);  // more tiles of the sort than its blocks add up for themselves
       test_embedding(bench, type, 1024, 16, 9, Ids::equal, 0);
       test_embedding(bench, type, 1056, 16, 9, Ids::equal, 0);
