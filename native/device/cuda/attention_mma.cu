@@ -28,8 +28,15 @@ void attention_mma_backward(CudaContext& context, const Tensor& dqkv, const Tens
   const BackwardOperands operands{dqkv, dout, qkv, out, lse, shape, first_keys};
   if (shape.head_size == 64)
     launch_backward_mma<64, 4, 2, 64, 32, 2>(context, operands, all_groups);
-  else
+  else if (BackwardLayout<128, 8, 1, 64>::bytes <= context.properties().sharedMemPerBlockOptin)
     launch_backward_mma<128, 8, 1, 64, 32, 1>(context, operands, all_groups);
+  else
+    attention_mma_backward_128_small(context, operands.dqkv, operands.dout, operands.qkv, operands.out, lse, shape, first_keys);
+}
+
+void attention_mma_backward_128_small(CudaContext& context, const Tensor& dqkv, const Tensor& dout, const Tensor& qkv, const Tensor& out,
+                                      const float* lse, const AttentionShape& shape, const std::int32_t* first_keys) {
+  launch_backward_mma<128, 4, 1, 32, 32, 1>(context, BackwardOperands{dqkv, dout, qkv, out, lse, shape, first_keys}, all_groups);
 }
 
 }  // namespace tinyllama::cuda

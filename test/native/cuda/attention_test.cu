@@ -95,13 +95,16 @@ class AttentionCheck {
     const AttentionResult want = attention_reference(problem_, false);
     const AttentionResult naive = sizeof(T) == 2 ? attention_reference(problem_, true) : want;
     const std::string name = name_;
-    const bool two_paths = sizeof(T) == 2 && (shape_.head_size == 64 || shape_.head_size == 128) && cuda::attention_wgmma_available(context_);
-    for (const bool older : {false, true}) {
-      if (older && !two_paths) continue;
-      older_ = older;
-      name_ = name + (older ? ", mma.sync" : "");
+    const auto check_path = [&](const char* path, decltype(forward_) forward, decltype(backward_) backward) {
+      forward_ = forward, backward_ = backward;
+      name_ = name + path;
       check_result(on_device(), want, naive, worst);
-    }
+    };
+    check_path("", cuda::attention_forward, cuda::attention_backward);
+    if (sizeof(T) != 2) return;
+    if ((shape_.head_size == 64 || shape_.head_size == 128) && cuda::attention_wgmma_available(context_))
+      check_path(", mma.sync", cuda::attention_mma_forward, cuda::attention_mma_backward);
+    if (shape_.head_size == 128) check_path(", small tiles", cuda::attention_mma_forward, cuda::attention_mma_backward_128_small);
   }
 
  private:
@@ -160,10 +163,8 @@ class AttentionCheck {
       out.poison(), dqkv.poison(), lse.poison();
       if (context_.scratch_bytes() > 0) CHECK_CUDA(cudaMemset(context_.scratch(1), 0xff, context_.scratch_bytes()));
       CHECK_CUDA(cudaDeviceSynchronize());
-      const auto forward = older_ ? cuda::attention_mma_forward : cuda::attention_forward;
-      const auto backward = older_ ? cuda::attention_mma_backward : cuda::attention_backward;
-      forward(context_, view(out.data(), out_width, out_stride), lse.data(), view(qkv.data(), width, stride), shape_, first);
-      backward(context_, view(dqkv.data(), width, stride), view(dout.data(), out_width, out_stride), view(qkv.data(), width, stride),
+      forward_(context_, view(out.data(), out_width, out_stride), lse.data(), view(qkv.data(), width, stride), shape_, first);
+      backward_(context_, view(dqkv.data(), width, stride), view(dout.data(), out_width, out_stride), view(qkv.data(), width, stride),
                view(out.data(), out_width, out_stride), lse.data(), shape_, first);
       CHECK_CUDA(cudaStreamSynchronize(context_.stream()));
       auto out_now = out.values();
@@ -186,7 +187,9 @@ class AttentionCheck {
   AttentionShape shape_;
   AttentionProblem problem_;
   std::string name_;
-  bool older_ = false;  // the kernels for all GPUs where there are newer ones
+  // What is tested: the engine's choice, or kernels that it would take on another GPU.
+  decltype(&cuda::attention_forward) forward_ = nullptr;
+  decltype(&cuda::attention_backward) backward_ = nullptr;
 };
 
 template <class T>
