@@ -112,7 +112,7 @@ __global__ __launch_bounds__(threads) void place(std::int32_t* ids_out, std::int
   }
 }
 
-constexpr int cluster_blocks = 8, cluster_threads = 1024;  // the fastest of those that were measured
+constexpr int cluster_blocks = 16, cluster_threads = 512;  // the fastest of those that were measured
 
 bool cluster_sort_available(const CudaContext& context) {
   if (context.properties().major != 9) return false;
