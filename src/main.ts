@@ -1,5 +1,4 @@
 /** The program: its commands, its services, and how it ends. */
-import { readFileSync } from "node:fs"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, Layer, Logger } from "effect"
 import { CliOutput, Command } from "effect/cli"
@@ -30,10 +29,7 @@ import { report, teardown } from "./cli/Ending.ts"
 import { PreflightRules } from "./pipeline/plan/Preflight.ts"
 import { runMain } from "./pipeline/run/Signals.ts"
 import * as registry from "./stages/registry.ts"
-
-const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
-  readonly version: string
-}
+import { version } from "./version.ts"
 
 const program = Command.make("tinyllama").pipe(
   Command.withDescription(

@@ -79,10 +79,30 @@ CommunicatorOptions read_world(const Napi::Value& options) {
   if (world.IsUndefined()) return {};
   const Napi::Object object = object_argument(world, "options.world");
   CommunicatorOptions result;
-  constexpr CommunicatorKind kinds[] = {CommunicatorKind::single, CommunicatorKind::mpi, CommunicatorKind::host_staged, CommunicatorKind::fake};
-  result.kind = kinds[read_choice(object.Get("communicator"), "options.world.communicator", {"single", "mpi", "host-staged", "fake"})];
+  constexpr CommunicatorKind kinds[] = {CommunicatorKind::single, CommunicatorKind::nccl, CommunicatorKind::mpi, CommunicatorKind::host_staged,
+                                        CommunicatorKind::fake};
+  result.kind =
+      kinds[read_choice(object.Get("communicator"), "options.world.communicator", {"single", "nccl", "mpi", "host-staged", "fake"})];
   result.rank = static_cast<int>(integer_argument(object.Get("rank"), "options.world.rank"));
   result.size = static_cast<int>(integer_argument(object.Get("size"), "options.world.size"));
+  const auto text = [&object](const char* name) {
+    const Napi::Value given = object.Get(name);
+    return given.IsUndefined() ? std::string() : string_argument(given, std::string("options.world.") + name);
+  };
+  result.master_addr = text("masterAddress");
+  result.nonce = text("nonce");
+  result.log_folder = text("logFolder");
+  if (const Napi::Value port = object.Get("masterPort"); !port.IsUndefined())
+    result.master_port = static_cast<int>(integer_argument(port, "options.world.masterPort"));
+  if (const Napi::Value seconds = object.Get("collectiveSeconds"); !seconds.IsUndefined())
+    result.collective_timeout = number_argument(seconds, "options.world.collectiveSeconds");
+  if (const Napi::Value agreement = object.Get("agreement"); agreement.IsArray()) {
+    const Napi::Array fields = agreement.As<Napi::Array>();
+    for (std::uint32_t index = 0; index < fields.Length(); ++index) {
+      const Napi::Object field = object_argument(fields.Get(index), "options.world.agreement");
+      result.agreement.push_back({string_argument(field.Get(0u), "a field's name"), string_argument(field.Get(1u), "a field's value")});
+    }
+  }
   return result;
 }
 

@@ -58,7 +58,18 @@ export interface NativeWorld {
   readonly rank: number
   readonly size: number
   /** single: a world of 1; mpi: ranks on CPUs; host-staged: MPI for ranks that share a GPU; fake: rank r of W alone, for measuring. */
-  readonly communicator: "single" | "mpi" | "host-staged" | "fake"
+  readonly communicator: "single" | "nccl" | "mpi" | "host-staged" | "fake"
+  /** Of nccl: where rank 0 awaits the others. */
+  readonly masterAddress?: string
+  readonly masterPort?: number
+  /** Of nccl: of this start of this run, the same on all ranks. */
+  readonly nonce?: string
+  /** What must be alike on all ranks; where it is not, opening the model fails on all and names it. */
+  readonly agreement?: ReadonlyArray<readonly [name: string, value: string]>
+  /** Of the log of collectives and the watchdog, for all ranks the same; without: neither. */
+  readonly logFolder?: string
+  /** How long a collective may last before the watchdog ends the process, with code 70. */
+  readonly collectiveSeconds?: number
 }
 
 /** One round of a step's micro-batches, of which every rank makes one: the first `contributors` ranks' count. */

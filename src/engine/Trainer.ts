@@ -15,16 +15,12 @@ import { isScheduled, keptBranch, type Measured, retainedSteps } from "./Retenti
 import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
 import { progressText, type TrainingProgress } from "./TrainingProgress.ts"
 import { nativeFailure } from "./TrainingModel.ts"
-
-/** A micro-batch; `inputTokens` counts its inputs without padding. */
-export interface TrainingBatch extends Batch {
-  readonly inputTokens: number
-}
+import { accumulateStep, agreeOnStep, scoreAll, type TrainingBatch } from "./TrainingStep.ts"
 
 export interface TrainingData {
-  /** The micro-batches of the samples [first, first + count) in the run's global order. */
+  /** This rank's (ownIndices) of the micro-batches of the samples [first, first + count) in the run's global order. */
   readonly batches: (first: number, count: number) => Effect.Effect<ReadonlyArray<TrainingBatch>, StageError>
-  /** Held-out batches, the same at every call; none: no validation. */
+  /** Held-out batches, the same at every call and on every rank; none: no validation. */
   readonly validation: Effect.Effect<ReadonlyArray<Batch>, StageError>
 }
 
@@ -83,14 +79,8 @@ export interface TrainingOutcome {
 const WAITING_SHARE = 0.05
 const SAVING_SHARE = 0.5
 
-/** Handed over to the engine at once. A step is mostly whole in it; the ids of so many take little memory. */
-const MICRO_BATCHES_AHEAD = 32
-
 /** Steps whose batches are on their way from the disk while one computes: slow reads are evened out. A token takes 8 to 12 bytes. */
 const STEPS_READ_AHEAD = 4
-
-const scoredTargets = (batches: ReadonlyArray<Batch>): number =>
-  batches.reduce((sum, { targets }) => sum + targets.reduce((count, target) => count + (target >= 0 ? 1 : 0), 0), 0)
 
 const duration = (seconds: number): string => {
   if (!Number.isFinite(seconds)) return "?"
@@ -154,6 +144,11 @@ export const train: (
       if (known !== null && !validations.some(({ step }) => step === known.step)) validations.push(known)
     if (state.step < totalSteps) log(`FLOP per token: ${plan.flopsFormula} = ${plan.flopsPerToken.toExponential(4)}`)
 
+    const inEngine =
+      (during: string) =>
+      <A>(call: () => Promise<A>) =>
+        Effect.tryPromise({ try: call, catch: nativeFailure(during, plan.advice.memory) })
+
     let savedText = restored === undefined ? undefined : progressText(state)
     let savedAt = yield* now
     const saver = yield* openSaver(root, model, ranks)
@@ -197,22 +192,10 @@ export const train: (
 
     const validate = Effect.fnUntraced(function* () {
       const batches = yield* data.validation
-      let sum = 0
-      let scored = 0
-      for (const batch of batches) {
-        if (stopRequested()) return yield* stop(`while validating after step ${state.step}`)
-        const { logProbabilities } = yield* Effect.tryPromise({
-          try: () => model.score(batch),
-          catch: nativeFailure(`validation after step ${state.step}`, plan.advice.memory)
-        })
-        for (let i = 0; i < batch.targets.length; i++) {
-          if (batch.targets[i]! < 0) continue
-          sum -= logProbabilities[i]!
-          scored++
-        }
-      }
-      if (scored === 0) return
-      const loss = sum / scored
+      const during = `validating after step ${state.step}`
+      const interrupt = Effect.suspend(() => (stopRequested() ? stop(`while ${during}`) : Effect.void))
+      const loss = yield* scoreAll(model, ranks, batches, inEngine(during), interrupt)
+      if (loss === undefined) return
       if (!Number.isFinite(loss)) return yield* diverged(state.step, `the validation loss is ${loss}`)
       const measured: Measured = { step: state.step, loss }
       validations.push(measured)
@@ -305,6 +288,7 @@ export const train: (
           learning_rate: learningRate,
           gradient_norm: gradientNorm,
           tokens_per_second: rate,
+          ...(ranks.worldSize > 1 ? { tokens_per_second_per_rank: rate / ranks.worldSize } : {}),
           gflops_per_second: gigaflops,
           peak_memory_bytes: peakMemory,
           seconds_left: secondsLeft,
@@ -319,6 +303,7 @@ export const train: (
             `lr ${learningRate.toExponential(3)}`,
             `gradient norm ${gradientNorm.toFixed(3)}`,
             `${Math.round(rate)} tokens/s`,
+            ...(ranks.worldSize > 1 ? [`${Math.round(rate / ranks.worldSize)} per rank`] : []),
             `${gigaflops.toFixed(1)} GFLOP/s`,
             `peak memory ${(peakMemory / 2 ** 20).toFixed(0)} MiB`,
             `${duration(secondsLeft)} left`
@@ -337,37 +322,6 @@ export const train: (
       STEPS_READ_AHEAD
     )
 
-    const inEngine = <A>(step: number, call: () => Promise<A>) =>
-      Effect.tryPromise({ try: call, catch: nativeFailure(`step ${step}`, plan.advice.memory) })
-
-    /**
-     * The sum of the losses; undefined when the attempt shall stop. The engine's thread has the next micro-batches at hand while one computes: no
-     * device waits for JavaScript.
-     */
-    const accumulated = Effect.fnUntraced(function* (
-      batches: ReadonlyArray<TrainingBatch>,
-      lossScale: number,
-      step: number
-    ) {
-      const handedOver: Array<ReturnType<NativeModel["accumulate"]>> = []
-      let sum = 0
-      for (let index = 0; index < batches.length; index++) {
-        if (stopRequested()) {
-          yield* inEngine(step, () => model.discard())
-          return undefined
-        }
-        for (const batch of batches.slice(handedOver.length, index + MICRO_BATCHES_AHEAD)) {
-          const running = model.accumulate(batch, lossScale)
-          // It may fail while one before is still waited for.
-          running.catch(() => undefined)
-          handedOver.push(running)
-        }
-        const { lossSum } = yield* inEngine(step, () => handedOver[index]!)
-        sum += lossSum
-      }
-      return sum
-    })
-
     yield* settle()
     let badInARow = 0
     while (state.step < totalSteps) {
@@ -375,18 +329,19 @@ export const train: (
       const first = state.next_sample
       const count = countFrom(first)
       const batches = yield* nextBatches
-      const scored = scoredTargets(batches)
-      const lossSum = yield* accumulated(batches, 1 / scored, step)
+      const surely = inEngine(`step ${step}`)
+      const shape = yield* agreeOnStep(ranks, batches)
+      const lossSum = yield* accumulateStep(model, ranks, batches, shape, { inEngine: surely, stopRequested })
       if (lossSum === undefined) return yield* stop(`in step ${step}`)
-      const loss = lossSum / scored
+      const loss = lossSum / shape.scored
       const learningRate = learningRateAt(plan.schedule, step)
-      const gradientNorm = yield* inEngine(step, async () => {
+      const gradientNorm = yield* surely(async () => {
         if (Number.isFinite(loss))
           return (await model.step({ ...plan.optimizer, step, learningRate, seed: plan.seed })).gradientNorm
         await model.discard()
         return Number.NaN
       })
-      const tokens = state.tokens + batches.reduce((sum, batch) => sum + batch.inputTokens, 0)
+      const tokens = state.tokens + shape.inputTokens
       state = { ...state, step, tokens, next_sample: first + count }
       if (!Number.isFinite(gradientNorm)) {
         const what = Number.isFinite(loss) ? `the gradient norm is ${gradientNorm}` : `the loss is ${loss}`

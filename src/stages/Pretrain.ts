@@ -8,10 +8,12 @@ import { openLoader, type Rows, type SampleLoader } from "../data/SampleLoader.t
 import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
-import { train, type TrainingBatch, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
+import { train, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
+import { ownIndices, type TrainingBatch } from "../engine/TrainingStep.ts"
 import { openModel } from "../engine/TrainingModel.ts"
 import { largestMicroBatch, requireGpuMemory } from "../engine/GpuMemory.ts"
-import type { ModelOptions } from "../engine/Native.ts"
+import * as Native from "../engine/Native.ts"
+import { digestOf, openWorld, ranksOf, shard_size, strategy, worldParameters } from "../engine/World.ts"
 import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
@@ -34,6 +36,7 @@ import {
   save_every_seconds,
   withDefault
 } from "./TrainingParameters.ts"
+import { version } from "../version.ts"
 import { extentOf, noteTotal } from "./WorkExtent.ts"
 
 /** AdamW; the defaults are TinyLlama's. `decay: all` takes norm gains and embeddings along, as TinyLlama does. */
@@ -66,7 +69,7 @@ const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: SampleLoa
 const microBatchOf = (
   asked: typeof MicroBatch.Type,
   shape: ModelShape,
-  compute: ModelOptions,
+  compute: Native.ModelOptions,
   length: number,
   samplesPerStep: number
 ) =>
@@ -75,6 +78,18 @@ const microBatchOf = (
     : compute.device === "cuda"
       ? largestMicroBatch(shape, compute, length, Math.min(samplesPerStep, LARGEST_MICRO_BATCH))
       : Effect.succeed(CPU_MICRO_BATCH)
+
+/** Every rank makes as many micro-batches of a step as every other. */
+const checkRounds = (microBatches: number, size: number, ranks: number) =>
+  microBatches % ranks === 0
+    ? Effect.void
+    : invalid(
+        `a step has ${microBatches} micro-batches of ${size} sequences, which ${ranks} ranks cannot share evenly`,
+        `start ${divisorsOf(microBatches).join(", ")} ranks, or choose batch_tokens and micro_batch so that ${ranks} divides them`
+      )
+
+const divisorsOf = (count: number): ReadonlyArray<number> =>
+  Array.from({ length: count }, (_, index) => index + 1).filter((size) => count % size === 0)
 
 /** Micro-batches of at most `size` rows of `length` tokens, as views. Every row counts in full, padding too: it is computed like all else. */
 const inBatches = (
@@ -127,6 +142,7 @@ export const pretrainStage = defineStage({
   version: 3,
   describe: "Trains a Llama-architecture model from random weights on a packed dataset; resumes bit for bit.",
   cpus: "all",
+  ranks: true,
   params: {
     model: parameter(Model, {
       change: "identity",
@@ -195,6 +211,9 @@ export const pretrainStage = defineStage({
     }),
     ...trainingParameters,
     recompute,
+    strategy,
+    shard_size,
+    ...worldParameters,
     save_every_seconds,
     log_every
   },
@@ -256,16 +275,29 @@ export const pretrainStage = defineStage({
       )
     if (heldOut.blocks === 0) warn(`${inputs.data.origin} has no validation block: no validation loss is measured`)
 
-    yield* noteTotal(context.work, totalSteps, "steps")
-    const compute = yield* chooseCompute(params, threads)
-    const microBatch = yield* microBatchOf(params.micro_batch, shape, compute, data.seqLen, samplesPerStep)
+    const { ranks } = context
+    if (ranks.rank === 0) yield* noteTotal(context.work, totalSteps, "steps")
+    const chosen = yield* chooseCompute(params, threads)
+    const microBatch = yield* microBatchOf(params.micro_batch, shape, chosen, data.seqLen, samplesPerStep / ranks.size)
+    yield* checkRounds(Math.ceil(samplesPerStep / microBatch), microBatch, ranks.size)
+    const compute = yield* openWorld(params, ranks, chosen, yield* Effect.orDie(Native.load), {
+      work: context.work,
+      agreement: {
+        "version of tinyllama": version,
+        "parameters of the stage": digestOf({ ...params, device: chosen.device, precision: chosen.precision }),
+        seed: String(seed),
+        "packed data": digestOf(data.facts),
+        micro_batch: String(microBatch)
+      }
+    })
     const fit = yield* requireGpuMemory(shape, compute, { batch: microBatch, length: data.seqLen })
     if (fit !== undefined)
       log(
         `${(fit.bytes / 2 ** 30).toFixed(1)} of ${(fit.memory / 2 ** 30).toFixed(1)} GiB of GPU memory, in micro-batches of ${microBatch}`
       )
     const model = yield* openModel(shape, compute)
-    log(`computes on ${model.deviceName}`)
+    const world = ranksOf(model, ranks)
+    log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks, ${params.strategy}` : ""}`)
     const validation = inBatches(
       yield* heldOut.inOrder(0, Math.min(params.validation_blocks, heldOut.blocks)),
       data.seqLen,
@@ -273,7 +305,12 @@ export const pretrainStage = defineStage({
     )
     const trainingData: TrainingData = {
       batches: (first, count) =>
-        Effect.map(data.samples(first, count), (rows) => inBatches(rows, data.seqLen, microBatch)),
+        Effect.forEach(ownIndices(world, Math.ceil(count / microBatch)), (index) =>
+          Effect.map(
+            data.samples(first + index * microBatch, Math.min(microBatch, count - index * microBatch)),
+            (rows) => inBatches(rows, data.seqLen, microBatch)
+          )
+        ).pipe(Effect.map((batches) => batches.flat())),
       validation: Effect.succeed(validation)
     }
     const { optimizer } = params
@@ -309,9 +346,9 @@ export const pretrainStage = defineStage({
       },
       trainingData,
       Effect.sync(() => model.initialize(seed)),
-      { ...context, earlier: context.previous?.outputs["state"]?.folder ?? context.previous?.work }
+      { ...context, world, earlier: context.previous?.outputs["state"]?.folder ?? context.previous?.work }
     )
-    yield* publish(context.output("state"), shape, inputs.data, outcome)
+    if (ranks.rank === 0) yield* publish(context.output("state"), shape, inputs.data, outcome)
     const { state } = outcome
     return {
       state: {

@@ -19,8 +19,11 @@ import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
 import { tokenizerOf } from "../engine/Tokenizer.ts"
-import { train, type TrainingBatch } from "../engine/Trainer.ts"
+import { train } from "../engine/Trainer.ts"
+import { ownIndices, type TrainingBatch } from "../engine/TrainingStep.ts"
+import * as Native from "../engine/Native.ts"
 import { openModel } from "../engine/TrainingModel.ts"
+import { digestOf, openWorld, ranksOf, worldParameters } from "../engine/World.ts"
 import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
@@ -38,6 +41,7 @@ import {
   log_every,
   save_every_seconds
 } from "./TrainingParameters.ts"
+import { version } from "../version.ts"
 import { extentOf, noteTotal } from "./WorkExtent.ts"
 
 const stageOf = ({ origin }: ArtifactHandle): string => origin.split(".")[0] ?? origin
@@ -98,6 +102,7 @@ export const sftStage = defineStage({
   describe:
     "Fine-tunes a checkpoint on conversations and writes a Hugging Face folder that chats; resumes bit for bit.",
   cpus: "all",
+  ranks: true,
   params: {
     epochs: parameter(Positive, {
       // Of a finished run no optimizer state is left to go on with; an unfinished one goes on.
@@ -160,6 +165,7 @@ export const sftStage = defineStage({
     seed: parameter(AtLeast(0), { change: "identity", default: 3407, describe: "Of the order of conversations." }),
     ...trainingParameters,
     recompute,
+    ...worldParameters,
     save_every_seconds,
     log_every
   },
@@ -226,9 +232,22 @@ export const sftStage = defineStage({
       `${training.length} conversations of ${Math.round(rowTokens / training.length)} tokens on average, ` +
         `${validation.length} held out, ${totalSteps} steps of ${params.batch_rows} for ${params.epochs} epochs`
     )
-    yield* noteTotal(context.work, totalSteps, "steps")
-    const model = yield* openModel(shape, yield* chooseCompute(params, threads))
-    log(`computes on ${model.deviceName}`)
+    const { ranks } = context
+    if (ranks.rank === 0) yield* noteTotal(context.work, totalSteps, "steps")
+    const chosen = yield* chooseCompute(params, threads)
+    // Every rank holds the whole model: what is fine-tuned is small, and rank 0 writes all of it.
+    const compute = yield* openWorld({ ...params, strategy: "none" }, ranks, chosen, yield* Effect.orDie(Native.load), {
+      work: context.work,
+      agreement: {
+        "version of tinyllama": version,
+        "parameters of the stage": digestOf({ ...params, device: chosen.device, precision: chosen.precision }),
+        conversations: digestOf(inputs.conversations.facts),
+        "base model": digestOf(inputs.base.facts)
+      }
+    })
+    const model = yield* openModel(shape, compute)
+    const world = ranksOf(model, ranks)
+    log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks` : ""}`)
     const outcome = yield* train(
       model,
       {
@@ -269,13 +288,15 @@ export const sftStage = defineStage({
         batches: (first, count) =>
           Effect.sync(() => {
             const chosen = range(first, count).map((index) => training[sampleAt(index, training.length, seed)]!)
-            return inMicroBatches(chosen, params.micro_batch, tokenizer.eos)
+            const batches = inMicroBatches(chosen, params.micro_batch, tokenizer.eos)
+            return ownIndices(world, batches.length).map((index) => batches[index]!)
           }),
         validation: Effect.sync(() => inMicroBatches(validation, params.micro_batch, tokenizer.eos))
       },
       Effect.mapError(loadWeights(model, base), unreadable),
-      { ...context, earlier: context.previous?.work }
+      { ...context, world, earlier: context.previous?.work }
     )
+    if (ranks.rank > 0) return { model: {} }
     const facts = yield* writeHfModel(context.output("model"), {
       shape,
       precision: "fp32",

@@ -2,7 +2,8 @@
 import { Effect } from "effect"
 import * as Native from "../../src/engine/Native.ts"
 import type { LearningRateSchedule } from "../../src/engine/Schedule.ts"
-import type { TrainingBatch, TrainingData, TrainingPlan } from "../../src/engine/Trainer.ts"
+import type { TrainingData, TrainingPlan } from "../../src/engine/Trainer.ts"
+import type { TrainingBatch } from "../../src/engine/TrainingStep.ts"
 
 export const tinyConfig: Native.ModelConfig = {
   vocab_size: 64,

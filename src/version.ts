@@ -1,0 +1,6 @@
+/** The program's version, as its package states it. */
+import { readFileSync } from "node:fs"
+
+export const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+  readonly version: string
+}
