@@ -23,9 +23,13 @@ class PromiseThread::Outcomes {
  public:
   static std::shared_ptr<Outcomes> make(Napi::Env env, const std::string& name) {
     auto outcomes = std::make_shared<Outcomes>();
-    outcomes->wake_ = Wake::New(env, "tinyllama." + name, 0, 1, new std::shared_ptr<Outcomes>(outcomes),
-                                [](Napi::Env, void*, std::shared_ptr<Outcomes>* context) { delete context; });
-    outcomes->wake_.Unref(env);
+    auto context = std::make_unique<Context>(outcomes);
+    // Of the C interface: under the sanitizers node-addon-api's typed one does not compile.
+    const napi_status status = napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "tinyllama." + name), 0, 1,
+                                                               context.get(), free_context, context.get(), call, &outcomes->wake_);
+    require(status == napi_ok, "no thread-safe function can be made for the " + name);
+    context.release();
+    napi_unref_threadsafe_function(env, outcomes->wake_);
     return outcomes;
   }
 
@@ -35,12 +39,12 @@ class PromiseThread::Outcomes {
       const std::lock_guard lock(mutex_);
       finished_.push_back(std::move(job));
     }
-    wake_.NonBlockingCall();
+    napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
   }
 
   // The rest on the JavaScript thread.
   void expect_one(Napi::Env env) {
-    if (under_way_++ == 0) wake_.Ref(env);
+    if (under_way_++ == 0) napi_ref_threadsafe_function(env, wake_);
   }
   void settle(Napi::Env env) {
     Jobs jobs;
@@ -64,24 +68,29 @@ class PromiseThread::Outcomes {
   // When the native thread has ended.
   void close() {
     finished_.clear();
-    wake_.Release();
+    napi_release_threadsafe_function(wake_, napi_tsfn_release);
   }
 
  private:
-  static void call(Napi::Env env, Napi::Function, std::shared_ptr<Outcomes>* context, void*) {
+  using Context = std::shared_ptr<Outcomes>;
+  static void free_context(napi_env, void* context, void*) { delete static_cast<Context*>(context); }
+  static void call(napi_env env, napi_value, void* context, void*) {
     // Without an environment it is too late to answer; what is left goes with close().
-    if (static_cast<napi_env>(env) == nullptr) return;
-    const std::shared_ptr<Outcomes> outcomes = *context;
-    outcomes->settle(env);
+    if (env == nullptr) return;
+    const Context outcomes = *static_cast<Context*>(context);
+    try {
+      outcomes->settle(env);
+    } catch (const Napi::Error& error) {
+      error.ThrowAsJavaScriptException();
+    }
   }
-  using Wake = Napi::TypedThreadSafeFunction<std::shared_ptr<Outcomes>, void, call>;
 
   void no_longer_expected(Napi::Env env, std::size_t jobs) {
     under_way_ -= jobs;
-    if (jobs > 0 && under_way_ == 0) wake_.Unref(env);
+    if (jobs > 0 && under_way_ == 0) napi_unref_threadsafe_function(env, wake_);
   }
 
-  Wake wake_;
+  napi_threadsafe_function wake_ = nullptr;
   std::size_t under_way_ = 0;
   std::mutex mutex_;
   Jobs finished_;

@@ -97,6 +97,8 @@ ArrowBlocks::Batch ArrowBlocks::batch(std::uint64_t index) const {
   };
   if (rows > size / token_bytes()) corrupt("batch " + std::to_string(index) + " claims more blocks than the file has room for");
   Batch found{rows, buffer(token_buffer, rows * token_bytes()), layout_.lengths ? buffer(expected - 1, rows * 4) : 0, 0, 0, 0};
+  // Arrow aligns buffers to 8 bytes; tokens are read as numbers where they lie.
+  if (found.tokens % (layout_.wide ? 4 : 2) != 0) corrupt("batch " + std::to_string(index) + " is not aligned");
   if (layout_.boundaries) {
     found.boundary_offsets = buffer(boundary_offsets_buffer, rows == 0 ? 0 : (rows + 1) * 4);
     found.boundary_count = buffer_size(boundary_buffer) / 4;

@@ -97,7 +97,7 @@ const ways: Readonly<Record<string, () => Promise<void>>> = {
     const model = makeModel(32)
     const calls = async (count: number) => {
       for (let done = 0; done < count; done += 500)
-        await Promise.all(Array.from({ length: 500 }, () => model.accumulate(batchOf(1, 4), 1)))
+        await Promise.all(Array.from({ length: 500 }, () => model.accumulate(batchOf(1, 64), 1)))
     }
     const models = async (count: number) => {
       for (let made = 0; made < count; made++) {
