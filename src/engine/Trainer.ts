@@ -11,7 +11,7 @@ import { continueFrom } from "./Continuation.ts"
 import { countingLog, openMetricsLog, readMetrics, validationsIn } from "./MetricsLog.ts"
 import type { AdamWStep, Batch, NativeModel } from "./Native.ts"
 import { readAhead } from "./ReadAhead.ts"
-import { isScheduled, keptBranch, type Measured, retainedSteps } from "./Retention.ts"
+import { isScheduled, keptBranch, type Measured, type RetentionPlan, retainedSteps } from "./Retention.ts"
 import { type LearningRateSchedule, learningRateAt } from "./Schedule.ts"
 import { progressText, type TrainingProgress } from "./TrainingProgress.ts"
 import { nativeFailure } from "./TrainingModel.ts"
@@ -38,6 +38,8 @@ export interface TrainingPlan {
   readonly saveEvery: number
   /** Checkpoints of scheduled steps (multiples of saveEvery, and the last step) that stay; Retention.ts says which stay besides. */
   readonly keep: number
+  /** Retention.ts. */
+  readonly milestones?: RetentionPlan["milestones"]
   /** Seconds after which a checkpoint is saved for resuming alone. */
   readonly saveEverySeconds: number
   /** Steps in a row, with a loss or a gradient that is no number, that are left out before training stops. */

@@ -19,8 +19,8 @@ import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
 import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
-import { budgetChange, keepChange } from "./TrainingChange.ts"
-import { forecastPretrain, scheduleOf } from "./TrainingForecast.ts"
+import { budgetChange, keepChange, milestonesChange } from "./TrainingChange.ts"
+import { forecastPretrain, milestonesOf, scheduleOf } from "./TrainingForecast.ts"
 import {
   AtLeast,
   Fraction,
@@ -209,6 +209,11 @@ export const pretrainStage = defineStage({
       describe:
         "How many of those stay, counted from the last; the one of the best validation loss stays besides, and under wsd that of the decay's start, for runs with more tokens."
     }),
+    keep_every_tokens: parameter(AtLeast(0), {
+      change: milestonesChange,
+      default: 0,
+      describe: "Besides, the checkpoint of the first step at or past each multiple of so many tokens stays; 0: none."
+    }),
     ...trainingParameters,
     recompute,
     strategy,
@@ -332,6 +337,7 @@ export const pretrainStage = defineStage({
         validateEvery: params.validate_every,
         saveEvery: params.save_every,
         keep: params.keep,
+        milestones: milestonesOf(params, tokensPerStep),
         saveEverySeconds: params.save_every_seconds,
         badSteps: params.bad_steps,
         logEvery: params.log_every,

@@ -42,6 +42,12 @@ export const budgetChange = ({ paramsAfter, paramsBefore }: Change): ChangeClass
 export const keepChange = ({ after, before }: Change): ChangeClass =>
   typeof after === "number" && typeof before === "number" && after < before ? "continuation" : "identity"
 
+/** For keep_every_tokens: where each of the new milestones is an old one, or there are none, those that stay are there already. */
+export const milestonesChange = ({ after, before }: Change): ChangeClass =>
+  typeof after === "number" && typeof before === "number" && (after === 0 || (before > 0 && after % before === 0))
+    ? "continuation"
+    : "identity"
+
 /** For epochs of sft: more of them leave the steps before as they are where the learning rate does not depend on the number of steps. */
 export const epochsChange = ({ after, before, paramsAfter }: Change): ChangeClass =>
   typeof after === "number" && typeof before === "number" && after > before && paramsAfter["schedule"] === "constant"

@@ -1,7 +1,7 @@
 /** Forecasts of the stages that train: arithmetic, checkpoints and memory follow from the model's shape and the budget. */
 import type { Facts } from "../artifacts/Artifact.ts"
 import type { TrainingPrecisionWish } from "../engine/Compute.ts"
-import { keptBranch, retainedSteps } from "../engine/Retention.ts"
+import { keptBranch, retainedSteps, type RetentionPlan } from "../engine/Retention.ts"
 import { agreedSteps, canBeContinued, type LearningRateSchedule } from "../engine/Schedule.ts"
 import { type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { checkpointBytes, hfModelBytes, type StateType, trainingMemory } from "../model/ModelSizes.ts"
@@ -38,6 +38,7 @@ interface PretrainParams {
   readonly validation_blocks: number
   readonly save_every: number
   readonly keep: number
+  readonly keep_every_tokens: number
   readonly lr: {
     readonly peak: number
     readonly min: number
@@ -63,12 +64,18 @@ export const scheduleOf = ({ lr }: Pick<PretrainParams, "lr">, totalSteps: numbe
   decayFraction: lr.decay_fraction
 })
 
-const retentionOf = (params: PretrainParams, totalSteps: number) => ({
+export const milestonesOf = (
+  { keep_every_tokens }: Pick<PretrainParams, "keep_every_tokens">,
+  perStep: number
+): RetentionPlan["milestones"] => (keep_every_tokens > 0 ? { tokens: keep_every_tokens, perStep } : undefined)
+
+const retentionOf = (params: PretrainParams, totalSteps: number, tokensPerStep: number): RetentionPlan => ({
   totalSteps,
   schedule: scheduleOf(params, totalSteps),
   saveEvery: params.save_every,
   validateEvery: params.validate_every,
-  keep: params.keep
+  keep: params.keep,
+  milestones: milestonesOf(params, tokensPerStep)
 })
 
 /** The step that a finished older run is continued from: its last, that of its decay's start, or none of its steps. */
@@ -78,7 +85,7 @@ const continuedAt = (
   previous: { readonly params: PretrainParams; readonly steps: number } | undefined
 ): Extent | undefined => {
   if (previous === undefined) return undefined
-  const before = retentionOf(previous.params, previous.steps)
+  const before = { schedule: scheduleOf(previous.params, previous.steps) }
   const common = Math.min(agreedSteps(before.schedule, scheduleOf(params, totalSteps)), totalSteps)
   const step = [previous.steps, keptBranch(before)].find((saved) => saved !== undefined && saved <= common)
   return { done: step ?? 0, total: totalSteps, unit: "steps" }
@@ -100,7 +107,7 @@ export const forecastPretrain = (
   // Of the causal half in full: what document_mask spares depends on the documents' lengths, and is a part of attention, the smaller part.
   const training = tokens * flopsPerToken(shape, seqLen)
   const validating = validations * heldOut * seqLen * forwardFlops(shape, seqLen)
-  const retention = retentionOf(params, totalSteps)
+  const retention = retentionOf(params, totalSteps, tokensPerStep)
   const state = stateOf(params.precision)
   const scheduled = retainedSteps(retention, totalSteps, []).length
   const checkpoints = Math.min(

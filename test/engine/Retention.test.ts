@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { retainedSteps, type RetentionPlan } from "../../src/engine/Retention.ts"
+import { isScheduled, retainedSteps, type RetentionPlan } from "../../src/engine/Retention.ts"
 import {
   agreedSteps,
   branchStep,
@@ -32,6 +32,25 @@ describe("retainedSteps", () => {
     assert.deepStrictEqual(retainedSteps(plan({ saveEvery: 0 }), 20, []), [20])
     assert.deepStrictEqual(retainedSteps(plan({ saveEvery: 5, keep: 9 }), 20, []), [5, 10, 15, 20])
     assert.deepStrictEqual(retainedSteps(plan(), 0, losses({ 0: 1 })), [])
+  })
+
+  it("milestones: the first step at or past each multiple of so many tokens", () => {
+    const every = (tokens: number, step: number, perStep = 64) =>
+      retainedSteps(plan({ saveEvery: 0, milestones: { tokens, perStep } }), step, []).filter((kept) => kept < 20)
+    assert.deepStrictEqual(every(200, 20), [4, 7, 10, 13, 16, 19])
+    assert.deepStrictEqual(every(200, 12), [4, 7, 10])
+    assert.deepStrictEqual(every(640, 20), [10])
+    assert.deepStrictEqual(every(640, 9), [])
+    // Fewer than a step's: every step, and no more than these.
+    assert.deepStrictEqual(every(1, 5), [1, 2, 3, 4, 5])
+    const milestones = { tokens: 1e9, perStep: 2_097_152 }
+    for (const step of [476, 477, 478, 1_430_000])
+      assert.strictEqual(
+        isScheduled(plan({ saveEvery: 0, totalSteps: 2_000_000, milestones }), step),
+        retainedSteps(plan({ saveEvery: 0, totalSteps: 2_000_000, milestones }), step, []).includes(step)
+      )
+    // A multiple's are among them: a run with it is a continuation.
+    assert.includeMembers([...every(200, 20)], [...every(600, 20)])
   })
 
   it("wsd keeps the decay's start, and the best that a longer run has too, besides", () => {

@@ -93,6 +93,18 @@ describe("train", () => {
     })
   )
 
+  live("milestones stay besides", () =>
+    Effect.gen(function* () {
+      const { checkpoints } = yield* succeeded(yield* folder, {
+        plan: { saveEvery: 0, keep: 1, milestones: { tokens: 200, perStep: 64 } }
+      })
+      assert.includeMembers(
+        checkpoints.map((path) => basename(path)),
+        ["step-00000004", "step-00000007", "step-00000010", "step-00000012"]
+      )
+    })
+  )
+
   live("every log line carries the numbers, and readings go to the progress", () =>
     Effect.gen(function* () {
       const { lines, readings } = yield* succeeded(yield* folder)

@@ -118,6 +118,15 @@ describe("change classes", () => {
       })
       assert.deepStrictEqual(yield* change({ keep: 3 }, { keep: 1 }), { keep: "continuation" })
       assert.deepStrictEqual(yield* change({ keep: 1 }, { keep: 3 }), { keep: "identity" })
+      for (const [before, after, expected] of [
+        [1000, 3000, "continuation"],
+        [1000, 0, "continuation"],
+        [1000, 1500, "identity"],
+        [0, 1000, "identity"]
+      ] as const)
+        assert.deepStrictEqual(yield* change({ keep_every_tokens: before }, { keep_every_tokens: after }), {
+          keep_every_tokens: expected
+        })
       assert.deepStrictEqual(yield* change({ micro_batch: 4 }, { micro_batch: 8 }), { micro_batch: "identity" })
     })
   )
