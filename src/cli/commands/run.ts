@@ -7,7 +7,8 @@ import { isPlanFile, readPlan } from "../../pipeline/plan/PlanDocument.ts"
 import * as Runner from "../../pipeline/run/Runner.ts"
 import { UsageError } from "../../pipeline/plan/Selection.ts"
 import * as Signals from "../../pipeline/run/Signals.ts"
-import type { Share } from "../../pipeline/StageType.ts"
+import { ranksOf } from "../../pipeline/run/Ranks.ts"
+import type { Ranks, Share } from "../../pipeline/StageType.ts"
 import { displayMode, startDisplay } from "../Display.ts"
 import { Ended } from "../Ending.ts"
 import * as Flags from "../Flags.ts"
@@ -71,6 +72,11 @@ export const runCommand = Command.make(
   Effect.fn(function* (flags) {
     const asked = Option.getOrUndefined(flags.run)
     const { pipeline, promise, selection } = yield* what(flags)
+    const ranks = yield* Effect.fromResult(ranksOf(process.env)).pipe(
+      Effect.mapError(({ message, next }) => new UsageError({ message: `${message}. Next: ${next}` }))
+    )
+    if (ranks.rank > 0) return yield* followRank0(flags.runs, ranks)
+    const joined = ranks.size === 1 ? undefined : yield* joinRanks(flags.runs, ranks)
     const summary = yield* Effect.gen(function* () {
       const stop = yield* Signals.stopSignal
       const finishDisplay = yield* startDisplay(displayMode(flags))
@@ -87,11 +93,12 @@ export const runCommand = Command.make(
       })
       yield* finishDisplay
       return ran
-    }).pipe(Effect.scoped, Effect.provide(LocalRunner.layer(flags)))
+    }).pipe(Effect.scoped, Effect.provide(LocalRunner.layer({ ...flags, ...(joined === undefined ? {} : { joined }) })))
     if (!flags.json) yield* Console.log(summaryText(summary, pipeline))
     const code = Runner.exitCodeOf(summary)
+    yield* joined?.announcer.announce({ exitCode: code }) ?? Effect.void
     if (code !== 0) return yield* new Ended({ code })
-  })
+  }, Effect.scoped)
 ).pipe(
   Command.withDescription("Run a pipeline: only what is not up to date, resuming where an earlier run stopped"),
   Command.withExamples([
@@ -102,6 +109,23 @@ export const runCommand = Command.make(
     { command: "tinyllama run pipeline.yaml -S vars.budget=1e6 -p smoke" }
   ])
 )
+
+/** mpirun, Kubernetes or srun started this command once a rank, and this is the first: the runner. */
+const joinRanks = Effect.fnUntraced(function* (runs: string, ranks: Ranks) {
+  const { announcer, launchFile } = yield* Effect.promise(() => import("../../pipeline/run/JoinedRanks.ts"))
+  return { ranks, announcer: yield* announcer(yield* launchFile(runs, ranks, process.env)) }
+})
+
+/** Any other rank does as the first one says. */
+const followRank0 = Effect.fnUntraced(function* (runs: string, ranks: Ranks) {
+  const [{ follow, launchFile }, { defaultWorker }] = yield* Effect.promise(() =>
+    Promise.all([import("../../pipeline/run/JoinedRanks.ts"), import("../../pipeline/run/LocalExecutor.ts")])
+  )
+  const stop = yield* Signals.stopSignal
+  const file = yield* launchFile(runs, ranks, process.env)
+  const code = yield* follow(file, ranks, { worker: defaultWorker, stop: Effect.asVoid(Deferred.await(stop)) })
+  if (code !== 0) return yield* new Ended({ code })
+})
 
 /** A pipeline file with its flags, or a saved plan with those that it was made with. */
 const what = Effect.fnUntraced(function* (

@@ -8,15 +8,16 @@ import { type SlurmOptions, slurmDefaults } from "../file/ExecutorBlock.ts"
 import type { StageRegistry } from "../StageRegistry.ts"
 import { findJob } from "./ClusterJob.ts"
 import { type Attempt, Executor } from "./Executor.ts"
+import type { Joined } from "./JoinedWorker.ts"
 import * as LocalExecutor from "./LocalExecutor.ts"
 
-export const layer = (options?: { readonly worker?: string }) =>
+export const layer = (options?: { readonly worker?: string; readonly joined?: Joined }) =>
   Layer.effect(
     Executor,
     Effect.gen(function* () {
       const services = yield* Effect.context<FileSystem.FileSystem | Path.Path | StageRegistry | ArtifactStore>()
       const worker = options?.worker ?? LocalExecutor.defaultWorker
-      const here = LocalExecutor.make(worker)
+      const here = LocalExecutor.make(worker, options?.joined)
       return Executor.of({
         execute: (attempt) =>
           Effect.gen(function* () {

@@ -10,6 +10,7 @@ import { storageFailure, writeJsonAtomic } from "../../artifacts/DurableFile.ts"
 import { conclude, type Ended } from "./AttemptEnd.ts"
 import { isLast } from "./EventsFile.ts"
 import { type Attempt, Executor, type WorkerEvent } from "./Executor.ts"
+import { type Joined, startJoined } from "./JoinedWorker.ts"
 import { startRanks } from "./RankLauncher.ts"
 import { executeHere } from "./RunnerStage.ts"
 import type { StageRegistry } from "../StageRegistry.ts"
@@ -18,11 +19,11 @@ import { startWorker } from "./WorkerProcess.ts"
 /** src/worker.ts in a checkout, dist/worker.js in a package. */
 export const defaultWorker = fileURLToPath(new URL(`../../worker${extname(import.meta.filename)}`, import.meta.url))
 
-/** Executes an attempt in worker processes that run `worker`, or in this process. */
-export const make = (worker: string) => (attempt: Attempt) =>
+/** Executes an attempt in worker processes that run `worker`, or in this process. `joined`: its ranks were started already. */
+export const make = (worker: string, joined?: Joined) => (attempt: Attempt) =>
   runsHere(attempt)
     ? Effect.scoped(executeHere(attempt)).pipe(Effect.provide(FetchHttpClient.layer))
-    : Effect.scoped(execute(worker, attempt))
+    : Effect.scoped(execute(worker, attempt, joined))
 
 export const layer = (options?: { readonly worker?: string }) =>
   Layer.effect(
@@ -38,11 +39,16 @@ export const layer = (options?: { readonly worker?: string }) =>
 export const runsHere = ({ runsIn, secrets }: Attempt): boolean =>
   runsIn === "runner" && secrets.granted.size === 0 && secrets.withheld.length === 0
 
-const execute = Effect.fn("LocalExecutor.execute")(function* (worker: string, attempt: Attempt) {
+const execute = Effect.fn("LocalExecutor.execute")(function* (
+  worker: string,
+  attempt: Attempt,
+  joined: Joined | undefined
+) {
   const path = yield* Path.Path
   const jobFile = path.join(attempt.folder, "job.json")
   yield* writeJsonAtomic(jobFile, attempt.job).pipe(Effect.mapError(storageFailure(jobFile)))
-  const start = attempt.resources.ranks > 1 ? startRanks : startWorker
+  const several = joined === undefined ? startRanks : startJoined(joined)
+  const start = attempt.resources.ranks > 1 ? several : startWorker
   const child = yield* start(worker, jobFile, attempt)
 
   let last: WorkerEvent | undefined

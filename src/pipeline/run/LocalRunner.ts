@@ -3,6 +3,7 @@ import { Effect, Layer, Path } from "effect"
 import * as DigestCache from "../../artifacts/DigestCache.ts"
 import { ArtifactStore } from "../../artifacts/ArtifactStore.ts"
 import { KeyLedger } from "../plan/KeyLedger.ts"
+import type { Joined } from "./JoinedWorker.ts"
 import * as Executors from "./Executors.ts"
 import { RunEvents } from "../runs/RunEvent.ts"
 import { Runs } from "../runs/Runs.ts"
@@ -14,6 +15,8 @@ export const layer = (options: {
   readonly paranoid?: boolean
   /** Entry of the worker processes; the program's own by default. */
   readonly worker?: string
+  /** Of a run whose ranks somebody else started: this one is rank 0. */
+  readonly joined?: Joined
 }) =>
   Layer.unwrap(
     Effect.map(Path.Path, (path) => {
@@ -25,7 +28,7 @@ export const layer = (options: {
         Runs.layer(root),
         KeyLedger.layer.pipe(Layer.provideMerge(artifacts)),
         RunEvents.layer,
-        Executors.layer(options.worker === undefined ? {} : { worker: options.worker }).pipe(Layer.provide(artifacts))
+        Executors.layer(options).pipe(Layer.provide(artifacts))
       )
     })
   )

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Duration, Effect, Result } from "effect"
+import { Duration, Effect, Layer, Result } from "effect"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { loadPipelineText } from "../../../src/pipeline/file/Pipeline.ts"
 import { keyParts } from "../../../src/pipeline/plan/StageKey.ts"
@@ -7,8 +7,7 @@ import { testRegistry } from "../fixtures/stages.ts"
 
 const load = (text: string, profiles: ReadonlyArray<string> = [], overrides: ReadonlyArray<string> = []) =>
   Effect.result(loadPipelineText({ label: "p.yaml", text, baseDirectory: ".", profiles, overrides })).pipe(
-    Effect.provide(testRegistry),
-    Effect.provide(NodeServices.layer)
+    Effect.provide(Layer.merge(testRegistry, NodeServices.layer))
   )
 const pipeline = (text: string, profiles?: ReadonlyArray<string>, overrides?: ReadonlyArray<string>) =>
   Effect.map(load(text, profiles, overrides), (loaded) => Result.getOrThrow(loaded))

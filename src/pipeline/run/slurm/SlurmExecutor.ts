@@ -2,7 +2,7 @@
  * Executes an attempt as a Slurm job: submits it, or finds the one that an earlier runner submitted, follows it to its end, and says what that means.
  * The job needs no runner: it appends its events to files, saves and is requeued by itself.
  */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs"
+import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { Effect, Option, Result, Schema } from "effect"
 import { ArtifactStore } from "../../../artifacts/ArtifactStore.ts"
@@ -11,7 +11,8 @@ import { Preempted, StageError } from "../../StageType.ts"
 import { type Ended as Told, tookTooLong } from "../AttemptEnd.ts"
 import { type ClusterJob, findJob } from "../ClusterJob.ts"
 import { eventsFile, lastWord } from "../EventsFile.ts"
-import type { Attempt, WorkerEvent } from "../Executor.ts"
+import type { Attempt } from "../Executor.ts"
+import { wordOf } from "../RankWords.ts"
 import { lost } from "../WorkerLost.ts"
 import { follow } from "./SlurmFollow.ts"
 import { SlurmQueue } from "./SlurmQueue.ts"
@@ -110,21 +111,6 @@ const exitRecord = (place: string): ExitRecord | undefined =>
       )
     )
   )
-
-/** Rank 0's last word, or that of the rank that failed first. */
-const wordOf = (folder: string): WorkerEvent | undefined => {
-  const own = lastWord(join(folder, eventsFile))
-  if (own !== undefined && own._tag !== "Failed") return own
-  const failures = readdirSync(folder).flatMap((name) => {
-    const [, rank] = /^rank-(\d+)\.jsonl$/u.exec(name) ?? []
-    const word = rank === undefined ? undefined : lastWord(join(folder, name))
-    if (word?._tag !== "Failed") return []
-    return [{ at: statSync(join(folder, name)).mtimeMs, word: { ...word, message: `rank ${rank}: ${word.message}` } }]
-  })
-  const [first] = failures.toSorted((a, b) => a.at - b.at)
-  if (own === undefined || first === undefined) return own ?? first?.word
-  return first.at < statSync(join(folder, eventsFile)).mtimeMs ? first.word : own
-}
 
 const conclude = Effect.fnUntraced(function* (
   attempt: Attempt,
