@@ -51,7 +51,7 @@ class Communicator {
   // A communicator of the ranks whose colour is this one's, ordered by their rank here. colours[r] is rank r's; all ranks call it with the same.
   virtual std::unique_ptr<Communicator> split(const std::vector<int>& colours) = 0;
 
-  // How far a collective is. May be called from another thread, for any of the last 64 tickets.
+  // How far a collective is. May be called from another thread.
   virtual Progress progress(Ticket) { return Progress::over; }
   // Ends what of this communicator runs on the device, from any thread, even while another waits in it. The process is to end next.
   virtual void abort() noexcept {}
