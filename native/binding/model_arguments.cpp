@@ -71,6 +71,8 @@ EngineOptions read_options(const Napi::Value& value) {
   if (const Napi::Value size = object.Get("shardSize"); !size.IsUndefined())
     options.sharding.shard_size = static_cast<int>(integer_argument(size, "options.shardSize"));
   options.sharding.fixed_order = read_choice(object.Get("gradientSum"), "options.gradientSum", {"fast", "fixed-order"}) == 1;
+  if (const Napi::Value share = object.Get("shareGradients"); !share.IsUndefined())
+    options.sharding.share_gradients = boolean_argument(share, "options.shareGradients");
   return options;
 }
 

@@ -39,7 +39,9 @@ ParameterStore::ParameterStore(Device& device, const LlamaConfig& config, Commun
       weights_(device, "weights", shards_, state_type),
       gathers_(shards_.groups().size(), -1) {
   held_.fill(no_group);
-  if (sharding.fixed_order) sums_ = std::make_unique<ShardedBuffer>(device, "gradients", shards_);
+  gradient_owner_.fill(no_group);
+  reducing_.fill(-1);
+  if (sharding.sums_each_micro_batch()) sums_ = std::make_unique<ShardedBuffer>(device, "gradients", shards_);
   weights_.at(0);
   std::int64_t place = 0;
   for (const Parameter& parameter : layout_.parameters) {
@@ -168,7 +170,7 @@ bool ParameterStore::communicates() const {
   if (world_.size() == 1) return false;
   const bool gathers = gathers_on_demand() ||
                        std::any_of(gathers_.begin(), gathers_.end(), [](Communicator::Ticket ticket) { return ticket >= 0; });
-  return gathers || sharding_.fixed_order || round_.last;
+  return gathers || sums_ || round_.last;
 }
 
 void ParameterStore::acquire(std::size_t group, std::optional<std::size_t> next) {
@@ -190,38 +192,67 @@ const float* ParameterStore::gain(std::int64_t offset) {
   return weight(offset, 1, 1).f32();
 }
 
-float* ParameterStore::full_gradients() {
-  if (!gradients_) gradients_ = device_.allocate(static_cast<std::size_t>(plan_.gradients));
-  return static_cast<float*>(gradients_->data());
+void ParameterStore::allocate_gradients() {
+  if (gradients_ || gradient_slots_[0]) return;
+  const auto take = [this](std::int64_t bytes) { return bytes > 0 ? device_.allocate(static_cast<std::size_t>(bytes)) : nullptr; };
+  gradients_ = take(plan_.gradients);
+  for (std::size_t slot = 0; slot < gradient_slots_.size(); ++slot) gradient_slots_[slot] = take(plan_.gradient_slots[slot]);
+}
+
+// Where this rank's gradients of the group lie.
+float* ParameterStore::gradients_of(std::size_t group) {
+  allocate_gradients();
+  if (gradients_) return static_cast<float*>(gradients_->data()) + shards_.padded_offset(group);
+  const std::size_t slot = slot_in(group);
+  settle(slot);
+  gradient_owner_[slot] = group;
+  return static_cast<float*>(gradient_slots_[slot]->data());
 }
 
 float* ParameterStore::gradient(std::int64_t offset) {
   const std::size_t group = shards_.group_of(offset);
-  return full_gradients() + shards_.padded_offset(group) + offset - shards_.groups()[group].offset;
+  return gradients_of(group) + offset - shards_.groups()[group].offset;
 }
 
 // This rank's share of the group's gradients, once they are summed.
 float* ParameterStore::summed_gradients(std::size_t group) {
   if (sums_) return sums_->data() + shards_.local_offset(group);
   const int shard = sharded() ? within_.rank() : 0;
-  return full_gradients() + shards_.padded_offset(group) + shard * shards_.share(group);
+  return gradients_of(group) + shard * shards_.share(group);
 }
 
 void ParameterStore::gradient_ready(std::size_t group) {
-  if (sharding_.fixed_order) {
+  if (sharding_.fixed_order || (sums_ && world_.size() == 1)) {
     add_in_order(group);
+  } else if (sums_) {
+    reducing_[slot_in(group)] = reduce(group);
   } else if (round_.last && world_.size() > 1) {
-    reduce(group);
+    last_reduction_ = reduce(group);
   }
 }
 
-void ParameterStore::reduce(std::size_t group) {
+// The group's gradients become their sum over ranks, in this rank's share of where they lie.
+Communicator::Ticket ParameterStore::reduce(std::size_t group) {
   const CollectiveLabel label{static_cast<int>(group)};
   const std::int64_t share = shards_.share(group);
-  if (sharded()) last_reduction_ = within_.reduce_scatter(summed_gradients(group), full_gradients() + shards_.padded_offset(group), share, label);
-  if (shards_.shards() == world_.size()) return;
-  Communicator& copies = share_ranks_ ? *share_ranks_ : world_;
-  last_reduction_ = copies.all_reduce(summed_gradients(group), share, label);
+  float* own = gradients_of(group);
+  float* part = own + (sharded() ? within_.rank() * share : 0);
+  Communicator::Ticket ticket = -1;
+  if (sharded()) ticket = within_.reduce_scatter(part, own, share, label);
+  if (shards_.shards() == world_.size()) return ticket;
+  return (share_ranks_ ? *share_ranks_ : world_).all_reduce(part, share, label);
+}
+
+// What lies in the slot is added to the sums, and the slot is free.
+void ParameterStore::settle(std::size_t slot) {
+  if (reducing_[slot] < 0) return;
+  const std::size_t group = gradient_owner_[slot];
+  wait_for_reduction(reducing_[slot]);
+  reducing_[slot] = -1;
+  auto* own = static_cast<float*>(gradient_slots_[slot]->data());
+  const std::int64_t share = shards_.share(group);
+  device_.add(summed_gradients(group), own + (sharded() ? within_.rank() * share : 0), share);
+  device_.fill_zero(own, static_cast<std::size_t>(share * shards_.shards()) * sizeof(float));
 }
 
 float* ParameterStore::exchange() {
@@ -231,7 +262,7 @@ float* ParameterStore::exchange() {
 
 // ((m0 + m1) + m2) + …, the micro-batches in their global order: round by round, and within a round by rank.
 void ParameterStore::add_in_order(std::size_t group) {
-  float* own = full_gradients() + shards_.padded_offset(group);
+  float* own = gradients_of(group);
   const std::int64_t share = shards_.share(group), whole = share * shards_.shards();
   if (world_.size() == 1) {
     device_.add(summed_gradients(group), own, share);
@@ -248,7 +279,7 @@ void ParameterStore::add_in_order(std::size_t group) {
 
 // Where several ranks hold the same share: every rank sees all gradients, a part at a time, and takes what it holds.
 void ParameterStore::add_gathered(std::size_t group) {
-  const float* own = full_gradients() + shards_.padded_offset(group);
+  const float* own = gradients_of(group);
   const std::int64_t share = shards_.share(group), whole = share * shards_.shards();
   const std::int64_t part = exchange_part(shards_, group, world_.size());
   auto* received = exchange();
@@ -264,11 +295,16 @@ void ParameterStore::add_gathered(std::size_t group) {
   }
 }
 
-void ParameterStore::wait_for_reductions() {
-  if (last_reduction_ < 0) return;
-  // Collectives of one rank run one after the other: the last is over when all are. It may be of either communicator.
+// Collectives of one rank run one after the other: the last is over when all are. It may be of either communicator.
+void ParameterStore::wait_for_reduction(Communicator::Ticket ticket) {
   Communicator& copies = share_ranks_ ? *share_ranks_ : world_;
-  (shards_.shards() == world_.size() ? within_ : copies).wait(last_reduction_);
+  (shards_.shards() == world_.size() ? within_ : copies).wait(ticket);
+}
+
+void ParameterStore::wait_for_reductions() {
+  for (std::size_t slot = 0; slot < reducing_.size(); ++slot) settle(slot);
+  if (last_reduction_ < 0) return;
+  wait_for_reduction(last_reduction_);
   last_reduction_ = -1;
 }
 
@@ -308,7 +344,7 @@ double ParameterStore::gradient_norm() {
 std::vector<ParameterStore::Update> ParameterStore::updates() {
   wait_for_reductions();
   if (!sharded()) {
-    float* gradients = sums_ ? sums_->data() : full_gradients();
+    float* gradients = sums_ ? sums_->data() : gradients_of(0);
     return {{0, 0, layout_.count, weights_.at(0), rounds() ? compute_->data() : nullptr, gradients}};
   }
   std::vector<Update> updates;
@@ -322,17 +358,19 @@ std::vector<ParameterStore::Update> ParameterStore::updates() {
 void ParameterStore::clear_gradients() {
   wait_for_reductions();
   if (gradients_) device_.fill_zero(gradients_->data(), gradients_->bytes());
+  for (const auto& slot : gradient_slots_)
+    if (slot) device_.fill_zero(slot->data(), slot->bytes());
   if (sums_) sums_->fill_zero();
 }
 
 void ParameterStore::read_gradients(std::int64_t offset, std::int64_t length, float* out) {
   require(!sharded(), "gradients are read where they are whole: on a world of one rank");
   require(offset >= 0 && length >= 0 && offset <= layout_.count && length <= layout_.count - offset, "gradients: the range lies outside");
-  if (!gradients_) {
+  if (!gradients_ && !gradient_slots_[0]) {
     std::fill_n(out, length, 0.0f);
     return;
   }
-  const float* gradients = sums_ ? sums_->data() : full_gradients();
+  const float* gradients = sums_ ? sums_->data() : gradients_of(0);
   device_.copy_out(out, gradients + offset, static_cast<std::size_t>(length) * sizeof(float));
   device_.synchronize();
 }
@@ -340,7 +378,7 @@ void ParameterStore::read_gradients(std::int64_t offset, std::int64_t length, fl
 void ParameterStore::write_gradients(std::int64_t offset, std::int64_t length, const float* values) {
   require(!sharded(), "gradients are written where they are whole: on a world of one rank");
   require(offset >= 0 && length >= 0 && offset <= layout_.count && length <= layout_.count - offset, "gradients: the range lies outside");
-  float* gradients = sums_ ? sums_->data() : full_gradients();
+  float* gradients = sums_ ? sums_->data() : gradients_of(0);
   device_.copy_in(gradients + offset, values, static_cast<std::size_t>(length) * sizeof(float));
   device_.synchronize();
 }

@@ -8,7 +8,8 @@
 //   a pass over a group             begins after its gather
 //   reduction of a group's gradients begins after the pass that adds to them last
 //   norm, update, clearing          begin after every group's reduction
-// Without `fixed_order` gradients stay on their rank until the step's last micro-batch: accumulation costs no traffic.
+// Gradients stay on their rank until the step's last micro-batch: accumulation costs no traffic. With `fixed_order` or `share_gradients` they are summed
+// over ranks after every micro-batch, from memory for two layers: the sum of layer l runs while layer l - 1 is computed.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -89,10 +90,13 @@ class ParameterStore final : public Parameters {
   void refresh();
   void spread();
   void gather_gains();
-  float* full_gradients();
+  void allocate_gradients();
+  float* gradients_of(std::size_t group);
+  void settle(std::size_t slot);
   float* exchange();
   float* summed_gradients(std::size_t group);
-  void reduce(std::size_t group);
+  Communicator::Ticket reduce(std::size_t group);
+  void wait_for_reduction(Communicator::Ticket ticket);
   void add_in_order(std::size_t group);
   void add_gathered(std::size_t group);
   void wait_for_reductions();
@@ -109,7 +113,7 @@ class ParameterStore final : public Parameters {
   ShardLayout shards_;
   StorePlan plan_;
   ShardedBuffer weights_;
-  std::unique_ptr<ShardedBuffer> sums_;        // fixed_order: gradients summed so far
+  std::unique_ptr<ShardedBuffer> sums_;        // gradients summed so far, where every micro-batch's are
   std::unique_ptr<Buffer> compute_;            // resident: rounded, widened, or a copy of all shares; padded order
   std::array<std::unique_ptr<Buffer>, 4> slots_;  // fsdp: see slot_of
   std::array<std::size_t, 4> held_;               // the group in each slot; nothing: no group's number
@@ -117,6 +121,9 @@ class ParameterStore final : public Parameters {
   std::map<std::int64_t, std::int64_t> gain_places_;
   std::vector<Communicator::Ticket> gathers_;  // of each group; -1: nothing to wait for
   std::unique_ptr<Buffer> gradients_;          // this rank's, padded order
+  std::array<std::unique_ptr<Buffer>, 4> gradient_slots_;  // or of some groups, as slot_of tells
+  std::array<std::size_t, 4> gradient_owner_;  // the group in each; nothing: no group's number
+  std::array<Communicator::Ticket, 4> reducing_;  // the reduction of what lies in each; -1: none is under way
   std::unique_ptr<Buffer> exchange_;           // fixed_order: a group's gradients from every rank
   std::unique_ptr<Buffer> norm_sums_;
   Communicator::Ticket last_reduction_ = -1;

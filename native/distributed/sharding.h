@@ -15,6 +15,10 @@ struct Sharding {
   Strategy strategy = Strategy::none;
   int shard_size = 0;        // of hsdp: it divides the number of ranks
   bool fixed_order = false;  // gradients are summed micro-batch by micro-batch, in their global order: the same bits on any number of ranks
+  // Gradients are summed over ranks after every micro-batch, and each rank keeps its share alone, instead of all until the step's last one.
+  bool share_gradients = false;
+
+  bool sums_each_micro_batch() const { return fixed_order || share_gradients; }
 };
 
 // How many ranks share one copy. Throws Error where the strategy does not fit the world.

@@ -21,7 +21,8 @@ StorePlan plan_store(const ParameterLayout& layout, const ShardLayout& shards, c
   const bool sharded = shards.shards() > 1;
   StorePlan plan;
   plan.masters = shards.local_count() * bytes_of(state_type);
-  plan.gradients = shards.padded_count() * 4;
+  const bool each = sharding.sums_each_micro_batch();
+  if (!each) plan.gradients = shards.padded_count() * 4;
   if (compute_type != DataType::f32 && (sharded || state_type != DataType::f32)) {
     for (const Parameter& parameter : layout.parameters) plan.gains += parameter.role == ParameterRole::gain ? parameter.count * 4 : 0;
   }
@@ -30,14 +31,13 @@ StorePlan plan_store(const ParameterLayout& layout, const ShardLayout& shards, c
   const std::size_t groups = shards.groups().size();
   for (std::size_t group = 0; group < groups; ++group) {
     const std::int64_t whole = shards.share(group) * shards.shards();
-    if (!resident) {
-      std::int64_t& slot = plan.slots[slot_of(group, groups, layout.head == layout.embedding)];
-      slot = std::max(slot, whole * compute);
-    }
+    const std::size_t slot = slot_of(group, groups, layout.head == layout.embedding);
+    if (!resident) plan.slots[slot] = std::max(plan.slots[slot], whole * compute);
+    if (each) plan.gradient_slots[slot] = std::max(plan.gradient_slots[slot], whole * 4);
     if (!sharding.fixed_order || world == 1) continue;
     plan.exchange = std::max(plan.exchange, 4 * (shards.shards() == world ? whole : exchange_part(shards, group, world) * world));
   }
-  if (sharding.fixed_order) plan.sums = shards.local_count() * 4;
+  if (each) plan.sums = shards.local_count() * 4;
   return plan;
 }
 

@@ -16,12 +16,15 @@ struct StorePlan {
   std::int64_t resident = 0;                  // rounded, widened, or a copy of all shares
   std::array<std::int64_t, 4> slots{};        // for groups that are gathered while they are needed: see slot_of
   std::int64_t gains = 0;                     // fp32, where neither masters nor copies have them so
-  std::int64_t gradients = 0;                 // this rank's, of all parameters
-  std::int64_t sums = 0;                      // fixed order: this rank's share of the gradients summed so far
+  std::int64_t gradients = 0;                 // this rank's, of all parameters until the step's last micro-batch
+  std::array<std::int64_t, 4> gradient_slots{};  // or of some groups, summed over ranks after every micro-batch
+  std::int64_t sums = 0;                      // then: this rank's share of the gradients summed so far
   std::int64_t exchange = 0;                  // fixed order: gradients of every rank, a group or a part of one at a time
 
   std::int64_t weights() const { return masters + resident + slots[0] + slots[1] + slots[2] + slots[3] + gains; }
-  std::int64_t gradient_total() const { return gradients + sums + exchange; }
+  std::int64_t gradient_total() const {
+    return gradients + gradient_slots[0] + gradient_slots[1] + gradient_slots[2] + gradient_slots[3] + sums + exchange;
+  }
 };
 
 StorePlan plan_store(const ParameterLayout& layout, const ShardLayout& shards, const Sharding& sharding, int world, DataType compute_type,

@@ -148,6 +148,8 @@ export interface ModelOptions {
   readonly strategy?: "none" | "zero2" | "fsdp" | "hsdp"
   /** Of hsdp: how many ranks share one copy. */
   readonly shardSize?: number
+  /** Sum gradients over ranks after every micro-batch, so that each rank keeps its share alone. */
+  readonly shareGradients?: boolean
   /** fixed-order: micro-batch by micro-batch in their global order, with the same bits on any number of ranks. */
   readonly gradientSum?: "fast" | "fixed-order"
 }

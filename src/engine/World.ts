@@ -46,7 +46,15 @@ export const shard_size = parameter(AtLeastOne, {
   describe: "Of hsdp: how many ranks share one copy, best those of one machine."
 })
 
+export const share_gradients = parameter(Schema.Boolean, {
+  change: "operational",
+  default: false,
+  describe:
+    "Sum gradients over ranks after every micro-batch instead of once a step: each rank then keeps its share of them alone, 4 bytes a parameter less, for more traffic. fixed-order does so always."
+})
+
 export interface WorldWish {
+  readonly share_gradients?: boolean
   readonly strategy: typeof Strategy.Type
   readonly shard_size?: number
   readonly gradient_sum: typeof GradientSum.Type
@@ -74,6 +82,7 @@ export const openWorld = Effect.fn("openWorld")(function* (
   const shared = {
     strategy: wish.strategy,
     ...(wish.shard_size === undefined ? {} : { shardSize: wish.shard_size }),
+    shareGradients: wish.share_gradients ?? false,
     gradientSum: wish.gradient_sum
   }
   const communicator = communicatorOf(wish.communicator, ranks, compute)

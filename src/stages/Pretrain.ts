@@ -13,7 +13,15 @@ import { ownIndices, type TrainingBatch } from "../engine/TrainingStep.ts"
 import { openModel } from "../engine/TrainingModel.ts"
 import { largestMicroBatch, requireGpuMemory } from "../engine/GpuMemory.ts"
 import * as Native from "../engine/Native.ts"
-import { digestOf, openWorld, ranksOf, shard_size, strategy, worldParameters } from "../engine/World.ts"
+import {
+  digestOf,
+  openWorld,
+  ranksOf,
+  shard_size,
+  share_gradients,
+  strategy,
+  worldParameters
+} from "../engine/World.ts"
 import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
@@ -218,6 +226,7 @@ export const pretrainStage = defineStage({
     recompute,
     strategy,
     shard_size,
+    share_gradients,
     ...worldParameters,
     save_every_seconds,
     log_every

@@ -140,6 +140,7 @@ int run_rank() {
     late = false;
     check_training(world, {strategy, shard_size, true}, true, micro_batches - 1);
     check_training(world, {strategy, shard_size, false}, strategy == Strategy::fsdp, micro_batches);
+    check_training(world, {strategy, shard_size, false, true}, strategy == Strategy::zero2, micro_batches - 1);
   }
   return failures == 0 ? 0 : 1;
 }
@@ -150,6 +151,7 @@ int main(int argument_count, char** arguments) {
   if (argument_count > 1 && std::string(arguments[1]) == "--rank") return run_rank();
   for (const Strategy strategy : {Strategy::none, Strategy::zero2, Strategy::fsdp}) {
     for (const bool fixed_order : {true, false}) check_training({}, {strategy, 0, fixed_order}, false, micro_batches);
+    check_training({}, {strategy, 0, false, true}, true, micro_batches);
   }
   const std::string obstacle = check::mpi_obstacle();
   if (obstacle.empty())
