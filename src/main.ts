@@ -14,6 +14,7 @@ import { lintCommand } from "./cli/commands/lint.ts"
 import { gcCommand } from "./cli/commands/gc.ts"
 import { lineageCommand } from "./cli/commands/lineage.ts"
 import { logsCommand } from "./cli/commands/logs.ts"
+import { manifestCommand } from "./cli/commands/manifest.ts"
 import { planCommand } from "./cli/commands/plan.ts"
 import { runCommand } from "./cli/commands/run.ts"
 import { runsCommand } from "./cli/commands/runs.ts"
@@ -53,6 +54,7 @@ const program = Command.make("tinyllama").pipe(
     lintCommand,
     fmtCommand,
     schemaCommand,
+    manifestCommand,
     chatCommand,
     tokenizerCommand,
     doctorCommand,

@@ -106,7 +106,7 @@ export interface FollowOptions {
 export const follow = Effect.fn("followLaunch")(function* (file: string, ranks: Ranks, options: FollowOptions) {
   const begun = yield* Clock.currentTimeMillis
   const stale = yield* read(file)
-  let [beat, heard, done] = [-1, begun, 0]
+  let [beat, heard, done] = [-1, begun, ""]
   for (;;) {
     const found = yield* read(file)
     const now = yield* Clock.currentTimeMillis
@@ -117,8 +117,8 @@ export const follow = Effect.fn("followLaunch")(function* (file: string, ranks: 
       if (now - begun > (options.late ?? lateMillis)) return found?.exitCode ?? 1
     } else if (found.state === "over") return found.exitCode
     else if (now - heard > silenceMillis) return 1
-    else if (found.state === "attempt" && found.attempt > done) {
-      done = found.attempt
+    else if (found.state === "attempt" && done !== `${found.nonce} ${found.attempt}`) {
+      done = `${found.nonce} ${found.attempt}`
       if (!(yield* Effect.scoped(work(file, found, ranks, options)))) return 1
     }
     yield* Effect.sleep("200 millis")
