@@ -5,9 +5,12 @@
 #include <utility>
 
 #include "native/binding/arguments.h"
+#include "native/binding/model_arguments.h"
 #include "native/binding/promise_worker.h"
 #include "native/checkpoint/state_writer.h"
+#include "native/checkpoint/stored_snapshot.h"
 #include "native/core/error.h"
+#include "native/device/cpu/cpu_device.h"
 
 namespace tinyllama {
 namespace {
@@ -49,6 +52,20 @@ Napi::Array written_list(Napi::Env env, const std::vector<WrittenFile>& files) {
   return list;
 }
 
+// From [{path, kinds}].
+std::vector<ShardFile> plan_files(const Napi::Value& value, const ParameterLayout& layout, const std::vector<HeldRange>& held) {
+  std::vector<ShardFile> files;
+  const Napi::Array list = array_argument(value, "files");
+  for (std::uint32_t index = 0; index < list.Length(); ++index) {
+    const Napi::Object file = object_argument(list.Get(index), "file");
+    const Napi::Array names = array_argument(file.Get("kinds"), "file.kinds");
+    std::vector<StateKind> kinds;
+    for (std::uint32_t kind = 0; kind < names.Length(); ++kind) kinds.push_back(read_kind(names.Get(kind)));
+    files.push_back(plan_shard_file(string_argument(file.Get("path"), "file.path"), layout, held, kinds));
+  }
+  return files;
+}
+
 // What a JavaScript snapshot owns: the memory until it is written, then the writer.
 struct Handle {
   Handle(ParameterLayout parameters, SavedState state) : layout(std::move(parameters)), saved(std::move(state)) {}
@@ -61,15 +78,7 @@ struct Handle {
 Napi::Value write_snapshot(const std::shared_ptr<Handle>& handle, const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   require(handle->saved.memory != nullptr, "this snapshot was written or released");
-  std::vector<ShardFile> files;
-  const Napi::Array list = array_argument(info[0], "files");
-  for (std::uint32_t index = 0; index < list.Length(); ++index) {
-    const Napi::Object file = object_argument(list.Get(index), "file");
-    const Napi::Array names = array_argument(file.Get("kinds"), "file.kinds");
-    std::vector<StateKind> kinds;
-    for (std::uint32_t kind = 0; kind < names.Length(); ++kind) kinds.push_back(read_kind(names.Get(kind)));
-    files.push_back(plan_shard_file(string_argument(file.Get("path"), "file.path"), handle->layout, handle->saved.held, kinds));
-  }
+  std::vector<ShardFile> files = plan_files(info[0], handle->layout, handle->saved.held);
   const int threads = read_thread_count(info[1]);
   auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
   auto settle = [handle, deferred](Napi::Env now, Napi::Function) {
@@ -152,7 +161,29 @@ Napi::Value hash_pieces(const Napi::CallbackInfo& info) {
       });
 }
 
+// gatherState(config, files, ranges, dtype, targets, threads): Promise<WrittenFile[]>
+Napi::Value gather_state(const Napi::CallbackInfo& info) {
+  const ParameterLayout layout = parameter_layout(read_config(info[0]));
+  const StoredState stored = read_stored_state(info[1], info[2]);
+  const DataType type = read_type(info[3]);
+  std::vector<HeldRange> held;
+  std::vector<WantedRange> wanted;
+  for (const StateKind kind : {StateKind::weights, StateKind::first_moment, StateKind::second_moment}) {
+    held.push_back({{kind, 0, layout.count}, type, nullptr});
+    wanted.push_back({held.back().elements, type});
+  }
+  return run_async<std::vector<WrittenFile>>(
+      info.Env(), "tinyllama.gatherState",
+      [stored, wanted, targets = plan_files(info[4], layout, held), threads = read_thread_count(info[5])] {
+        auto snapshot = std::make_shared<StoredSnapshot>(stored.files, stored.ranges, wanted);
+        StateWriter writer(make_cpu_device(1), std::move(snapshot), targets, threads);
+        return writer.wait();
+      },
+      [](Napi::Env env, std::vector<WrittenFile>& files) { return written_list(env, files); });
+}
+
 void register_checkpoint(Napi::Env env, Napi::Object exports) {
+  exports.Set("gatherState", Napi::Function::New(env, gather_state));
   exports.Set("hashPieces", Napi::Function::New(env, hash_pieces));
   exports.Set("pieceBytes", Napi::Number::New(env, static_cast<double>(piece_bytes)));
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "native/checkpoint/file.h"
+#include "native/checkpoint/intersection.h"
 #include "native/checkpoint/shard_file.h"
 #include "native/core/error.h"
 #include "native/device/cpu/thread_pool.h"
@@ -24,12 +25,6 @@ struct Piece {
   std::int64_t index;
   std::vector<Extract> extracts;
 };
-
-std::string name_of(StateKind kind) {
-  return kind == StateKind::weights ? "weights" : kind == StateKind::first_moment ? "first moments" : "second moments";
-}
-
-std::string name_of(DataType type) { return type == DataType::f32 ? "F32" : "BF16"; }
 
 // Pieces by file and index, with what is wanted of them.
 class ReadPlan {
@@ -76,27 +71,6 @@ class ReadPlan {
   std::vector<std::vector<std::pair<Piece, bool>>> pieces_;
 };
 
-bool by_place(const ElementRange& a, const ElementRange& b) { return a.kind != b.kind ? a.kind < b.kind : a.offset < b.offset; }
-
-void intersect(ReadPlan& plan, std::vector<StoredRange> stored, const std::vector<WantedRange>& wanted) {
-  std::sort(stored.begin(), stored.end(), [](const StoredRange& a, const StoredRange& b) { return by_place(a.elements, b.elements); });
-  for (const auto& [range, type] : wanted) {
-    const std::int64_t end = range.offset + range.count;
-    std::int64_t at = range.offset;
-    for (const StoredRange& source : stored) {
-      if (at == end || source.elements.kind > range.kind) break;
-      const std::int64_t source_end = source.elements.offset + source.elements.count;
-      if (source.elements.kind != range.kind || source_end <= at) continue;
-      if (source.elements.offset > at) break;
-      require(source.type == type, "the stored " + name_of(range.kind) + " are " + name_of(source.type) + ", the model's are " + name_of(type));
-      const std::int64_t count = std::min(end, source_end) - at;
-      plan.want(source, {range.kind, at, count});
-      at += count;
-    }
-    require(at == end, "elements from " + std::to_string(at) + " on of the " + name_of(range.kind) + " are in no file");
-  }
-}
-
 void check_piece(const StoredFile& file, std::int64_t index, const Digest& found) {
   const Digest& expected = file.pieces[static_cast<std::size_t>(index)];
   if (found == expected) return;
@@ -110,7 +84,7 @@ void check_piece(const StoredFile& file, std::int64_t index, const Digest& found
 void read_state(Device& device, const std::vector<StoredFile>& files, std::vector<StoredRange> stored, const std::vector<WantedRange>& wanted,
                 int threads, const ElementSink& sink) {
   ReadPlan plan(files);
-  intersect(plan, std::move(stored), wanted);
+  for_stored(std::move(stored), wanted, [&](const StoredRange& source, const ElementRange& elements) { plan.want(source, elements); });
   const std::vector<Piece> pieces = plan.pieces();
   std::vector<std::unique_ptr<File>> open;
   std::int64_t largest = 0;

@@ -33,7 +33,7 @@ const MOST_UNDER_WAY = 2
 /** Milliseconds between looks for what other ranks do in the draft. */
 const LOOK_AGAIN = 50
 /** Looks that a shared file system may be late by. */
-const LATE_LOOKS = 100
+const LATE_LOOKS = 40
 
 /** On the CPU the threads that train need the cores: hashing and writing 13 GB takes one of them some ten seconds. */
 const writingThreads = (place: StateSnapshot["place"]): number =>

@@ -326,6 +326,18 @@ export interface Native {
     batch: number,
     length: number
   ): { readonly weights: number; readonly gradients: number; readonly moments: number; readonly activations: number }
+  /**
+   * Writes the state of a model of this shape, which lies in files of any number of ranks, into safetensors files as one rank would. Digests are not looked
+   * at.
+   */
+  gatherState(
+    config: ModelConfig,
+    files: ReadonlyArray<StoredFile>,
+    ranges: ReadonlyArray<StoredRange>,
+    dtype: "F32" | "BF16",
+    targets: ReadonlyArray<{ readonly path: string; readonly kinds: ReadonlyArray<SavedKind> }>,
+    threads: number
+  ): Promise<ReadonlyArray<WrittenFile>>
   /** Of a file's pieces for digests; the last one may be shorter. */
   readonly pieceBytes: number
   /** The sha256 of each piece of a file. */

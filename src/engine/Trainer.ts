@@ -218,7 +218,8 @@ export const train: (
     /** What is due once `state.step` steps are done. Doing it twice is doing it once, so a resumed run starts here. */
     const settle = Effect.fnUntraced(function* () {
       const { step } = state
-      yield* saver.check
+      // Several ranks fail together: agreedWishes.
+      if (ranks.worldSize === 1) yield* saver.check
       const validationDue =
         step === 0 || step === totalSteps || (plan.validateEvery > 0 && step % plan.validateEvery === 0)
       if (validationDue && state.validation?.step !== step) yield* validate()

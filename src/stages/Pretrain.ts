@@ -5,6 +5,7 @@
 import { Effect, FileSystem, Path, Schema } from "effect"
 import { type ArtifactHandle, countIn } from "../artifacts/Artifact.ts"
 import { openLoader, type Rows, type SampleLoader } from "../data/SampleLoader.ts"
+import { publishCheckpoint } from "../engine/CheckpointGather.ts"
 import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
@@ -121,18 +122,19 @@ const inBatches = (
   })
 }
 
-/** Fills the output folder. Checkpoints are linked, not copied: their files are never written to again. */
+interface Trained {
+  readonly shape: ModelShape
+  readonly stateType: Native.NativeModel["stateType"]
+}
+
+/** Fills the output folder. */
 const publish = Effect.fnUntraced(
-  function* (folder: string, shape: ModelShape, data: ArtifactHandle, outcome: TrainingOutcome) {
+  function* (folder: string, { shape, stateType }: Trained, data: ArtifactHandle, outcome: TrainingOutcome) {
     const fs = yield* FileSystem.FileSystem
     const path = yield* Path.Path
     for (const checkpoint of outcome.checkpoints) {
       const target = path.join(folder, "checkpoints", path.basename(checkpoint))
-      yield* fs.makeDirectory(target, { recursive: true })
-      for (const name of yield* fs.readDirectory(checkpoint)) {
-        const [from, to] = [path.join(checkpoint, name), path.join(target, name)]
-        yield* fs.link(from, to).pipe(Effect.catch(() => fs.copyFile(from, to)))
-      }
+      yield* publishCheckpoint(checkpoint, target, shape, stateType)
     }
     yield* passVocabulary(data, folder)
     yield* fs.copyFile(outcome.metricsPath, path.join(folder, "metrics.jsonl"))
@@ -363,7 +365,8 @@ export const pretrainStage = defineStage({
       Effect.sync(() => model.initialize(seed)),
       { ...context, world, earlier: context.previous?.outputs["state"]?.folder ?? context.previous?.work }
     )
-    if (ranks.rank === 0) yield* publish(context.output("state"), shape, inputs.data, outcome)
+    if (ranks.rank === 0)
+      yield* publish(context.output("state"), { shape, stateType: model.stateType }, inputs.data, outcome)
     const { state } = outcome
     return {
       state: {

@@ -1,10 +1,11 @@
-import { existsSync } from "node:fs"
+import { createHash } from "node:crypto"
+import { existsSync, statSync, writeFileSync } from "node:fs"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, FileSystem, type Scope } from "effect"
 import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
 import * as Checkpoints from "../../src/engine/Checkpoints.ts"
-import type { NativeModel } from "../../src/engine/Native.ts"
+import { load, type NativeModel } from "../../src/engine/Native.ts"
 import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
 import { filesOf } from "../stages/stage-fixture.ts"
 import { batchOf, tinyModel } from "./tiny-model.ts"
@@ -73,6 +74,52 @@ describe("Checkpoints", () => {
           (name) => `step-00000001/${name}`
         )
       )
+    })
+  )
+
+  live("digests of pieces are node:crypto's", () =>
+    Effect.gen(function* () {
+      const fs = yield* FileSystem.FileSystem
+      const native = yield* load
+      const file = `${yield* folder}/bytes`
+      const bytes = Uint8Array.from({ length: native.pieceBytes + 1000 }, (_, index) => (index * 2_654_435_761) >>> 13)
+      for (const length of [0, 1, 55, 56, 63, 64, 65, 1000, native.pieceBytes, bytes.length]) {
+        yield* fs.writeFile(file, bytes.subarray(0, length))
+        const expected = Array.from({ length: Math.ceil(length / native.pieceBytes) }, (_, piece) =>
+          createHash("sha256")
+            .update(bytes.subarray(piece * native.pieceBytes, Math.min(length, (piece + 1) * native.pieceBytes)))
+            .digest("hex")
+        )
+        assert.deepStrictEqual(yield* Effect.promise(() => native.hashPieces(file, 2)), {
+          bytes: length,
+          pieces: expected
+        })
+      }
+    })
+  )
+
+  live("checkpoints of before, with one digest a file, are read, and their damage is seen", () =>
+    Effect.gen(function* () {
+      const root = yield* folder
+      const model = yield* trainedModel
+      for (const step of [1, 2]) {
+        const path = yield* saveCheckpoint(root, model, stateAt(step))
+        const files = filesOf(path).filter((file) => file.path !== "COMPLETE.json")
+        const old = files.map(({ path: name, sha256 }) => ({
+          path: name,
+          bytes: statSync(`${path}/${name}`).size,
+          sha256
+        }))
+        writeFileSync(`${path}/COMPLETE.json`, JSON.stringify({ step, files: old }))
+      }
+      const other = yield* tinyModel(8)
+      const restored = yield* Checkpoints.restoreNewest(root, other, (line) => assert.fail(line))
+      assert.strictEqual(restored?.state.step, 2)
+      assert.deepStrictEqual(contents(other), contents(model))
+      yield* flipByte(`${root}/step-00000002/optimizer.safetensors`, 5000)
+      const warnings: Array<string> = []
+      yield* Checkpoints.restoreNewest(root, other, (line) => warnings.push(line))
+      assert.match(warnings[0]!, /optimizer\.safetensors has sha256 \w+, COMPLETE\.json says/u)
     })
   )
 

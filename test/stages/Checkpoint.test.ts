@@ -67,6 +67,25 @@ it.live("selects the last, the best, or a step, and drops the optimizer's state"
   })
 )
 
+it.live("what several ranks saved gives the bytes of what one did", () =>
+  Effect.gen(function* () {
+    for (const params of [{ select: "last" }, { select: { average: 2 } }]) {
+      const digests = yield* Effect.forEach([1, 3], (ranks) =>
+        Effect.gen(function* () {
+          const state = yield* trainingState(shape, saved.slice(-2), ranks)
+          return (yield* runStage(checkpointStage, { params, inputs: { state } })).outputs.checkpoint.digest
+        })
+      )
+      assert.strictEqual(digests[0], digests[1])
+    }
+    const state = yield* trainingState(shape, saved.slice(-2), 3)
+    flip(`${state.folder}/checkpoints/step-00000040/weights-00002-of-00003.safetensors`, 5000)
+    const { outputs, warnings } = yield* runStage(checkpointStage, { inputs: { state } })
+    assert.strictEqual(outputs.checkpoint.facts["step"], 30)
+    assert.match(warnings[0]!, /weights-00002-of-00003\.safetensors from byte 0 to \d+ has sha256/)
+  })
+)
+
 it.live("averages the last k in double precision", () =>
   Effect.gen(function* () {
     const { outputs } = yield* select({ average: 3 })

@@ -1,6 +1,7 @@
 /** Training states and checkpoints of a random model, as pretraining and the checkpoint stage leave them. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, FileSystem } from "effect"
+import { alone } from "../../src/engine/CheckpointRanks.ts"
 import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
 import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
 import { openModel } from "../../src/engine/TrainingModel.ts"
@@ -11,9 +12,15 @@ import { loadVocabulary } from "../../src/model/Vocabulary.ts"
 import { randomWeights } from "../model/random-model.ts"
 import { artifactOf, temporaryFolder } from "./stage-fixture.ts"
 
-/** A model with these weights, and moments of 1. */
-const modelOf = Effect.fnUntraced(function* (shape: ModelShape, weights: ReadonlyMap<string, Float32Array>) {
-  const model = yield* openModel(shape, { threads: 1 })
+/** A rank's part of a model with these weights, and moments of 1. */
+const modelOf = Effect.fnUntraced(function* (
+  shape: ModelShape,
+  weights: ReadonlyMap<string, Float32Array>,
+  rank: number,
+  size: number
+) {
+  const world = size === 1 ? {} : { strategy: "fsdp" as const, world: { rank, size, communicator: "fake" as const } }
+  const model = yield* openModel(shape, { threads: 1, ...world })
   for (const { name, offset } of model.parameters) {
     const values = weights.get(name)!
     model.write("weights", offset, values)
@@ -22,6 +29,24 @@ const modelOf = Effect.fnUntraced(function* (shape: ModelShape, weights: Readonl
   return model
 })
 
+/** A checkpoint of as many ranks. */
+const saveAll = (
+  root: string,
+  shape: ModelShape,
+  weights: ReadonlyMap<string, Float32Array>,
+  progress: TrainingProgress,
+  worldSize: number
+) =>
+  Effect.forEach(
+    Array.from({ length: worldSize }, (_, rank) => rank),
+    (rank) =>
+      modelOf(shape, weights, rank, worldSize).pipe(
+        Effect.flatMap((model) => saveCheckpoint(root, model, progress, { ...alone, rank, worldSize })),
+        Effect.scoped
+      ),
+    { concurrency: "unbounded", discard: true }
+  )
+
 export interface Saved {
   readonly step: number
   /** null: the step was not validated. */
@@ -29,7 +54,7 @@ export interface Saved {
 }
 
 /** Weights of `step` are `randomWeights(shape, step)`. */
-export const trainingState = (shape: ModelShape, saved: ReadonlyArray<Saved>) =>
+export const trainingState = (shape: ModelShape, saved: ReadonlyArray<Saved>, worldSize = 1) =>
   Effect.gen(function* () {
     const fs = yield* FileSystem.FileSystem
     const folder = yield* temporaryFolder
@@ -46,10 +71,7 @@ export const trainingState = (shape: ModelShape, saved: ReadonlyArray<Saved>) =>
         best: null,
         metrics_bytes: 0
       }
-      yield* modelOf(shape, randomWeights(shape, step)).pipe(
-        Effect.flatMap((model) => saveCheckpoint(`${folder}/checkpoints`, model, progress)),
-        Effect.scoped
-      )
+      yield* saveAll(`${folder}/checkpoints`, shape, randomWeights(shape, step), progress, worldSize)
     }
     yield* fs.writeFileString(`${folder}/config.json`, JSON.stringify(toHfConfig(shape)))
     const { digest } = yield* loadVocabulary("llama-2")
