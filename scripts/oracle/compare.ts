@@ -1,6 +1,6 @@
 /** Runs an oracle case through the native engine and measures how far the two are apart. */
 import { Effect } from "effect"
-import type { Batch, ModelOptions, Native, NativeModel } from "../../src/engine/Native.ts"
+import type { AdamWStep, Batch, ModelOptions, Native, NativeModel } from "../../src/engine/Native.ts"
 import { toModelConfig } from "../../src/model/Architecture.ts"
 import type { OracleCase } from "./OracleCase.ts"
 
@@ -48,17 +48,32 @@ const turn = (actual: Float32Array, expected: Float32Array, total: number): numb
   return norm > 1e-8 * total ? 1 - product / (Math.sqrt(own) * norm) : Math.sqrt(own) / total
 }
 
-const relative = (actual: number, expected: number): number => Math.abs(actual - expected) / Math.abs(expected)
+export const relative = (actual: number, expected: number): number => Math.abs(actual - expected) / Math.abs(expected)
 
 /** NaN counts as the worst. */
-const worst = (errors: ReadonlyArray<{ readonly error: number; readonly where: string }>) =>
+export const worst = (errors: ReadonlyArray<{ readonly error: number; readonly where: string }>) =>
   errors.reduce((a, b) => (b.error > a.error || Number.isNaN(b.error) ? b : a))
 
-const toBatch = (rows: ReadonlyArray<ReadonlyArray<number>>): Batch => ({
+export const toBatch = (rows: ReadonlyArray<ReadonlyArray<number>>): Batch => ({
   tokens: Int32Array.from(rows.flatMap((row) => row.slice(0, -1))),
   targets: Int32Array.from(rows.flatMap((row) => row.slice(1))),
   batch: rows.length,
   length: rows[0]!.length - 1
+})
+
+/** The optimizer's step as it was recorded. */
+export const stepOf = (
+  { hyper }: OracleCase["trajectory"],
+  { lr, step }: OracleCase["trajectory"]["steps"][number]
+): AdamWStep => ({
+  step,
+  learningRate: lr,
+  beta1: hyper.betas[0],
+  beta2: hyper.betas[1],
+  epsilon: hyper.eps,
+  weightDecay: hyper.weight_decay,
+  decay: "all",
+  clip: hyper.clip
 })
 
 const compareTensors = (
@@ -111,16 +126,7 @@ const runCase = async (
       const result = await model.accumulate(batch, 1 / (batch.targets.length * micro.length))
       loss += result.lossSum / result.scored / micro.length
     }
-    const { gradientNorm } = await model.step({
-      step: expected.step,
-      learningRate: expected.lr,
-      beta1: trajectory.hyper.betas[0],
-      beta2: trajectory.hyper.betas[1],
-      epsilon: trajectory.hyper.eps,
-      weightDecay: trajectory.hyper.weight_decay,
-      decay: "all",
-      clip: trajectory.hyper.clip
-    })
+    const { gradientNorm } = await model.step(stepOf(trajectory, expected))
     const where = `step ${expected.step}`
     const absolute = Math.abs(loss - expected.loss)
     steps.push({

@@ -25,7 +25,7 @@ export interface StepShape {
 const MICRO_BATCHES_AHEAD = 32
 
 /** What a rank computes when it has no micro-batch in a round and the others have: nothing is scored. */
-const nothing: Batch = { tokens: Int32Array.of(0), targets: Int32Array.of(-1), batch: 1, length: 1 }
+export const nothing: Batch = { tokens: Int32Array.of(0), targets: Int32Array.of(-1), batch: 1, length: 1 }
 
 const scoredTargets = ({ targets }: Batch): number =>
   targets.reduce((count, target) => count + (target >= 0 ? 1 : 0), 0)

@@ -87,7 +87,7 @@ const toLogs =
   'r=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; if [ "$r" = 0 ]; then p=; else p=rank-$r.; fi; exec "$@" >>"${p}stdout.log" 2>>"${p}stderr.log"'
 
 /** Open MPI (4 and 5) takes these words from the environment too, where they confuse no other mpirun. */
-const openMpi = {
+export const openMpi = {
   OMPI_MCA_rmaps_base_oversubscribe: "1",
   OMPI_MCA_hwloc_base_binding_policy: "none",
   OMPI_ALLOW_RUN_AS_ROOT: "1",
