@@ -230,7 +230,14 @@ std::unique_ptr<Communicator> NcclCommunicator::split(const std::vector<int>& co
   stream_->bind();
   nccl::Handle part = nullptr;
   ranks_->settle(ranks_->functions().ncclCommSplit(ranks_->handle(), colour, rank_, &part, nullptr), "ncclCommSplit");
-  require(part != nullptr, "NCCL " + ranks_->library().version() + ": ncclCommSplit gave no communicator");
+  // Another thread of NCCL's hands it out, which may be after the parent is settled.
+  const Clock::time_point begun = Clock::now();
+  while (std::atomic_ref(part).load(std::memory_order_acquire) == nullptr) {
+    ranks_->check();
+    require(Clock::now() - begun < std::chrono::duration<double>(ranks_->timeout()),
+            "NCCL " + ranks_->library().version() + ": ncclCommSplit gave no communicator");
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
   auto ranks = std::make_unique<NcclRanks>(part, ranks_->timeout());
   ranks->settle(nccl::status_in_progress, "ncclCommSplit");
   return std::make_unique<NcclCommunicator>(stream_, std::move(ranks), part_rank, part_size);
