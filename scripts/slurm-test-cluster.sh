@@ -35,7 +35,7 @@ start() {
   chmod 755 "$folder" "$folder/munge"
   [ -s "$folder/munge.key" ] || (umask 077; head -c 128 /dev/urandom > "$folder/munge.key")
   configuration > "$SLURM_CONF"
-  munged --force --key-file="$folder/munge.key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
+  munged --force --key-file="$folder/munge.key" --socket="$folder/munge/socket" --pid-file="$folder/munged.pid" \
     --log-file="$folder/munge/log" --seed-file="$folder/munge/seed" --num-threads=2 2> /dev/null
   slurmctld -i
   for node in a b; do slurmd -N "$node"; done
@@ -55,14 +55,12 @@ running() {
 
 stop() {
   timeout 5 scancel --user="$(id -un)" 2> /dev/null || true
-  for name in slurmd-a slurmd-b slurmctld munge/; do
-    local pid
-    pid=$(cat "$folder/${name%/}${name##*[^/]}pid" 2> /dev/null || cat "$folder/$name.pid" 2> /dev/null || true)
-    [ -n "$pid" ] && kill "$pid" 2> /dev/null || true
+  for name in slurmd-a slurmd-b slurmctld munged; do
+    [ -s "$folder/$name.pid" ] && kill "$(cat "$folder/$name.pid")" 2> /dev/null || true
   done
   # Steps outlive their slurmd by design: a restarted one finds them again. Here they end.
   for pid in $(pgrep -u "$(id -u)" slurmstepd || true); do
-    tr '\0' '\n' < "/proc/$pid/environ" 2> /dev/null | grep -q "^SLURM_CONF=$SLURM_CONF$" && kill "$pid" || true
+    cat "/proc/$pid/environ" 2> /dev/null | tr '\0' '\n' | grep -q "^SLURM_CONF=$SLURM_CONF$" && kill "$pid" || true
   done
   rm -f "$folder"/munge/socket "$folder"/*.pid
 }

@@ -164,6 +164,58 @@ describe.concurrent("a stage on Slurm", () => {
     }).pipe(Effect.scoped)
   )
 
+  live(named("whose runner died is followed by any other that wants the same, wherever it would have run it"), () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      const stage = "{ uses: count, with: { steps: 100, step_ms: 40 }, resources: { cpus: 1 } }"
+      const { jobs, name } = file(place, stage)
+      const first = startRunner(place)
+      yield* reached(place, 3)
+      first.child.kill("SIGKILL")
+      place.write(`version: 1\nname: other\nstages:\n  ${name}: ${stage}\n`)
+      const summary = yield* completes(place)
+      assert.strictEqual(summary.stages[0]?.outcome, "done")
+      assert.match(journal(place), /follows Slurm job \d+, which run \S+ submitted/u)
+      assert.deepStrictEqual(
+        jobs().map(({ state }) => state),
+        ["COMPLETED"]
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(named("that has not begun is cancelled by Ctrl-C at once"), () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      const { jobs } = file(place, "{ uses: write, with: { text: x }, grace: 1h }", ', extra: ["--begin=now+1hour"]')
+      const running = startRunner(place)
+      yield* until(() => existsSync(join(place.runs, "latest", "events.jsonl")) && /BeginTime/u.test(journal(place)))
+      running.child.kill("SIGINT")
+      assert.strictEqual((yield* Effect.promise(() => running.ended)).code, 75)
+      assert.deepStrictEqual(
+        jobs().map(({ state }) => state),
+        ["CANCELLED"]
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    named("that takes longer than its timeout saves and fails as timeout; waiting in the queue does not count"),
+    () =>
+      Effect.gen(function* () {
+        const place = yield* workplace
+        file(
+          place,
+          "{ uses: count, with: { steps: 10000, step_ms: 40 }, resources: { cpus: 1 }, timeout: 4s }",
+          ', extra: ["--begin=now+6"]'
+        )
+        const { code, summary } = yield* Effect.promise(() => startRunner(place).ended)
+        assert.strictEqual(code, 1)
+        assert.strictEqual(summary?.stages[0]?.failure?.failure, "timeout")
+        const work = join(place.runs, "store", "work")
+        assert.isAbove(Number(readFileSync(join(work, readdirSync(work)[0] ?? "", "count.txt"), "utf8")), 10)
+      }).pipe(Effect.scoped)
+  )
+
   live(named("whose runner died just after sbatch is found by its name"), () =>
     Effect.gen(function* () {
       const place = yield* workplace
@@ -397,6 +449,23 @@ describe("a run that its runner left to Slurm", () => {
 })
 
 describe("the command line without Slurm", () => {
+  live(named("says so where the controller does not answer"), () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      mkdirSync(join(place.folder, "text"))
+      writeFileSync(join(place.folder, "text", "0.txt"), "text")
+      place.write(corpus(""))
+      const conf = join(place.folder, "slurm.conf")
+      const real = readFileSync(slurmEnvironment["SLURM_CONF"] ?? "", "utf8")
+      writeFileSync(conf, real.replace("SlurmctldPort=26817", "SlurmctldPort=26999").concat("MessageTimeout=2\n"))
+      const { code, stderr } = yield* Effect.promise(() =>
+        tinyllama(["run", "--plain"], { cwd: place.folder, env: { SLURM_CONF: conf } })
+      )
+      assert.strictEqual(code, 6, stderr)
+      assert.match(stderr, /Slurm: tokens: scontrol: .*Next: wait until the controller answers/su)
+    }).pipe(Effect.scoped)
+  )
+
   it.live("says so before anything runs", () =>
     Effect.gen(function* () {
       const place = yield* workplace
