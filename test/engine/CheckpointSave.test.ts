@@ -92,7 +92,7 @@ describe("saving behind the training", () => {
           before: Effect.sync(() => void events.push(`before ${step}`)),
           after: Effect.map(
             Effect.orDie(stepsBelow(root)),
-            (steps) => void events.push(`after ${step}: ${steps}`)
+            (steps) => void events.push(`after ${step}: ${steps.join()}`)
           ).pipe(Effect.provide(NodeServices.layer))
         })
       yield* begin(1)

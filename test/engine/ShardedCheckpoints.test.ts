@@ -72,7 +72,10 @@ describe("sharded checkpoints", () => {
           const expected = yield* rankModels(readers, 7, other)
           const reading = yield* rankModels(readers, 8, other)
           const restored = yield* restoreTogether(root, reading)
-          assert.deepStrictEqual(restored, Array(readers).fill({ step: 3, warnings: [] }))
+          assert.deepStrictEqual(
+            restored,
+            reading.map(() => ({ step: 3, warnings: [] }))
+          )
           assert.deepStrictEqual(
             reading.map(({ model }) => heldBy(model)),
             expected.map(({ model }) => heldBy(model)),
@@ -116,12 +119,13 @@ describe("sharded checkpoints", () => {
       yield* verifyCheckpoint(join(published, "step-00000003"))
 
       const [whole] = yield* rankModels(1, 7)
-      const { parameters, read } = whole!.model
+      const { model } = whole!
+      const { parameters } = model
       const tensors = yield* wholeWeights(from, yield* readCompletion(from), parameters)
       assert.strictEqual(tensors.size, parameters.length)
       for (const { name, offset } of parameters) {
         const values = yield* tensors.get(name)!.toFloat32()
-        assert.deepStrictEqual(values, read.call(whole!.model, "weights", offset, values.length))
+        assert.deepStrictEqual(values, model.read("weights", offset, values.length))
         assert.deepStrictEqual(new Float32Array((yield* tensors.get(name)!.bytes()).buffer), values)
       }
     })
