@@ -27,7 +27,9 @@ std::unique_ptr<Communicator> open_nccl(const CommunicatorOptions& options, Devi
   NcclOptions joined{.rank = options.rank, .size = options.size, .timeout = options.start_timeout};
   const bool made = options.rank > 0 || library.make_nccl_id(joined.id, error, sizeof(error));
   require(made, error);
-  const std::string id = rendezvous({.rank = options.rank,
+  // Alone it has no one to meet.
+  const std::string id = options.size == 1 ? std::string(joined.id.bytes, sizeof(joined.id.bytes))
+                                           : rendezvous({.rank = options.rank,
                                      .size = options.size,
                                      .address = options.master_addr,
                                      .port = options.master_port,

@@ -102,7 +102,7 @@ export const openWorld = Effect.fn("openWorld")(function* (
       `${ranks.size} ranks were started without MPI (by ${ranks.launcher}), by which ranks on CPUs speak`,
       "start them by mpirun, or by srun with a PMI plugin; tinyllama run does so by itself: resources.ranks"
     )
-  if (communicator === "nccl" && ranks.master === undefined)
+  if (communicator === "nccl" && ranks.size > 1 && ranks.master === undefined)
     return yield* refusal(
       "MASTER_ADDR and MASTER_PORT are not set: where rank 0 awaits the others",
       "set them to the name and a free port of rank 0's machine"
