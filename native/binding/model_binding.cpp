@@ -12,6 +12,8 @@
 #include "native/binding/model_arguments.h"
 #include "native/binding/promise_thread.h"
 #include "native/core/error.h"
+#include "native/device/contention.h"
+#include "native/device/cuda/library.h"
 #include "native/device/open_device.h"
 #include "native/distributed/open_communicator.h"
 #include "native/training/saved_state.h"
@@ -51,7 +53,7 @@ class Model : public Napi::ObjectWrap<Model> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Model",
                        {InstanceAccessor<&Model::parameters>("parameters"), InstanceAccessor<&Model::parameter_count>("parameterCount"),
-                        InstanceAccessor<&Model::device_name>("deviceName"), InstanceAccessor<&Model::memory_in_use>("deviceMemory"),
+                        InstanceAccessor<&Model::device_name>("deviceName"), InstanceAccessor<&Model::memory>("memory"),
                         InstanceAccessor<&Model::state_type>("stateType"),
                         InstanceMethod<&Model::initialize>("initialize"), InstanceMethod<&Model::read>("read"),
                         InstanceMethod<&Model::write>("write"), InstanceMethod<&Model::snapshot>("snapshot"),
@@ -59,10 +61,14 @@ class Model : public Napi::ObjectWrap<Model> {
                         InstanceMethod<&Model::step>("step"), InstanceMethod<&Model::score>("score"),
                         InstanceMethod<&Model::logits>("logits"), InstanceMethod<&Model::discard>("discard"),
                         InstanceMethod<&Model::exchange>("exchange"), InstanceAccessor<&Model::shares>("shares"),
+                        InstanceMethod<&Model::contend>("contend"), InstanceMethod<&Model::end_contention>("endContention"),
                         InstanceMethod<&Model::dispose>("dispose")});
   }
 
-  explicit Model(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Model>(info), thread_(info.Env(), "model", [this] { engine_.reset(); }) {
+  explicit Model(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Model>(info), thread_(info.Env(), "model", [this] {
+    contention_.reset();
+    engine_.reset();
+  }) {
     const LlamaConfig config = read_config(info[0]);
     const EngineOptions options = read_options(info[1]);
     const CommunicatorOptions world_options = read_world(info[1]);
@@ -71,7 +77,9 @@ class Model : public Napi::ObjectWrap<Model> {
     thread_.wait([&] {
       std::unique_ptr<Device> device = open_device(options.device);
       device_name_ = device->name();
+      context_bytes_ = device->memory_in_use() - device->overhead();
       std::unique_ptr<Communicator> world = open_communicator(world_options, *device);
+      communicator_bytes_ = device->memory_in_use() - device->overhead() - context_bytes_;
       engine_ = std::make_unique<TrainingEngine>(std::move(device), std::move(world), config, options);
     });
   }
@@ -105,9 +113,39 @@ class Model : public Napi::ObjectWrap<Model> {
     return Napi::String::New(info.Env(), state_type_ == DataType::bf16 ? "bf16" : "fp32");
   }
 
-  Napi::Value memory_in_use(const Napi::CallbackInfo& info) {
-    const std::size_t bytes = thread_.wait([&] { return engine_->device->memory_in_use(); });
-    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  // {inUse, context, communicator}: bytes on the device now, and what of them the driver and the communicator took before the model.
+  Napi::Value memory(const Napi::CallbackInfo& info) {
+    Napi::Object answer = Napi::Object::New(info.Env());
+    answer.Set("inUse", static_cast<double>(thread_.wait([&] { return engine_->device->memory_in_use(); })));
+    answer.Set("context", static_cast<double>(context_bytes_));
+    answer.Set("communicator", static_cast<double>(communicator_bytes_));
+    return answer;
+  }
+
+  // contend(multiprocessors, gigabytesPerSecond, mostSeconds): begins at once.
+  Napi::Value contend(const Napi::CallbackInfo& info) {
+    const ContentionOptions options{.multiprocessors = static_cast<int>(integer_argument(info[0], "multiprocessors")),
+                                    .gigabytes_per_second = number_argument(info[1], "gigabytesPerSecond"),
+                                    .most_seconds = number_argument(info[2], "mostSeconds")};
+    thread_.wait([&] {
+      require(!engine_->device->in_host_memory(), "contention is of a GPU, and this model computes on the CPU");
+      require(contention_ == nullptr, "contention runs already");
+      char error[1024] = "";
+      contention_.reset(cuda_library().start_contention(*engine_->device, options, error, sizeof(error)));
+      require(contention_ != nullptr, error);
+    });
+    return info.Env().Undefined();
+  }
+
+  // The gigabytes a second that it moved.
+  Napi::Value end_contention(const Napi::CallbackInfo& info) {
+    const double moved = thread_.wait([&] {
+      require(contention_ != nullptr, "no contention runs");
+      const double rate = contention_->stop();
+      contention_.reset();
+      return rate;
+    });
+    return Napi::Number::New(info.Env(), moved);
   }
 
   Napi::Value initialize(const Napi::CallbackInfo& info) {
@@ -271,7 +309,9 @@ class Model : public Napi::ObjectWrap<Model> {
   ParameterLayout layout_;
   std::string device_name_;
   DataType state_type_ = DataType::f32;
+  std::size_t context_bytes_ = 0, communicator_bytes_ = 0;
   std::unique_ptr<TrainingEngine> engine_;
+  std::unique_ptr<Contention> contention_;  // of the engine's device
   PromiseThread thread_;
 };
 

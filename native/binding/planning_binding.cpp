@@ -45,12 +45,14 @@ Napi::Value training_memory(const Napi::CallbackInfo& info) {
   require(batch >= 1 && length >= 1 && batch <= INT32_MAX && length <= INT32_MAX, "batch and length must be at least 1 and fit 32 bits");
   const MemoryPlan plan = plan_training_memory(
       config, batch, length,
-      {options.device.compute_type, options.state_type, options.recompute, options.sharding, read_world(info[1]).size});
+      {options.device.compute_type, options.state_type, options.recompute, options.sharding, read_world(info[1]).size,
+       options.device.kind == DeviceKind::cuda});
   Napi::Object answer = Napi::Object::New(env);
   answer.Set("weights", static_cast<double>(plan.weights));
   answer.Set("gradients", static_cast<double>(plan.gradients));
   answer.Set("moments", static_cast<double>(plan.moments));
   answer.Set("activations", static_cast<double>(plan.activations));
+  answer.Set("overhead", static_cast<double>(plan.overhead));
   return answer;
 }
 

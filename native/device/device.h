@@ -48,8 +48,10 @@ class Device {
   virtual bool in_host_memory() const = 0;
 
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;  // zero-filled, 64-byte aligned; throws Error when out of memory
-  // Bytes that this process holds on the device, with what its libraries took; 0 where the device does not tell.
+  // Bytes in use: on a GPU all that its driver counts, of other processes too; on the CPU those that were allocated here.
   virtual std::size_t memory_in_use() = 0;
+  // Of these, what it holds for itself: scratch memory of its operations and workspaces of its libraries.
+  virtual std::size_t overhead() const = 0;
   virtual void copy_in(void* device, const void* host, std::size_t bytes) = 0;
   virtual void copy_out(void* host, const void* device, std::size_t bytes) = 0;
   // Within the device. The two do not overlap; nothing is done where they are the same.

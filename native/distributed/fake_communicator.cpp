@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 namespace tinyllama {
 namespace {
@@ -15,14 +16,21 @@ class FakeCommunicator final : public Communicator {
   int size() const override { return size_; }
 
   Ticket all_gather(void* out, const void* part, std::size_t bytes, CollectiveLabel) override {
-    device_.copy(static_cast<std::byte*>(out) + static_cast<std::size_t>(rank_) * bytes, part, bytes);
+    const bool first = gathered_.insert(out).second;
+    for (int rank = 0; rank < size_; ++rank) {
+      if (rank == rank_ || first) device_.copy(static_cast<std::byte*>(out) + static_cast<std::size_t>(rank) * bytes, part, bytes);
+    }
     return 0;
   }
   Ticket reduce_scatter(float* part, const float* whole, std::int64_t count, CollectiveLabel) override {
     device_.copy(part, whole + rank_ * count, static_cast<std::size_t>(count) * sizeof(float));
     return 0;
   }
-  Ticket all_reduce(float*, std::int64_t, CollectiveLabel) override { return 0; }
+  // The norms' gains, which others hold, belong to no group: this rank's zeros for them would make the whole pass zero.
+  Ticket all_reduce(float* values, std::int64_t count, CollectiveLabel label) override {
+    if (label.group < 0) device_.fill_normal(values, count, 0, 0, 1);
+    return 0;
+  }
   Ticket all_to_all(void* out, const void* in, std::size_t bytes, CollectiveLabel) override {
     device_.copy(out, in, static_cast<std::size_t>(size_) * bytes);
     return 0;
@@ -40,6 +48,7 @@ class FakeCommunicator final : public Communicator {
  private:
   Device& device_;
   int rank_, size_;
+  std::set<const void*> gathered_;  // places that hold numbers
 };
 
 }  // namespace

@@ -311,9 +311,7 @@ void ParameterStore::wait_for_reductions() {
 // Squares are summed per block of a group in double, and the blocks' sums one after the other: the same total on any number of ranks.
 double ParameterStore::gradient_norm() {
   wait_for_reductions();
-  std::int64_t blocks = 0;
-  for (std::size_t group = 0; group < shards_.groups().size(); ++group) blocks += blocks_of(shards_.share(group));
-  const auto bytes = static_cast<std::size_t>(blocks) * sizeof(double);
+  const auto bytes = static_cast<std::size_t>(plan_.norm_sums);
   if (!norm_sums_) norm_sums_ = device_.allocate(bytes);
   auto* sums = static_cast<double*>(norm_sums_->data());
   std::int64_t at = 0;
@@ -321,7 +319,7 @@ double ParameterStore::gradient_norm() {
     device_.squared_norm(sums + at, summed_gradients(group), shards_.share(group));
     at += blocks_of(shards_.share(group));
   }
-  std::vector<double> own(static_cast<std::size_t>(blocks));
+  std::vector<double> own(bytes / sizeof(double));
   device_.copy_out(own.data(), sums, bytes);
   device_.synchronize();
   std::vector<double> all = own;

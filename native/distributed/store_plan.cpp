@@ -34,6 +34,7 @@ StorePlan plan_store(const ParameterLayout& layout, const ShardLayout& shards, c
     const std::size_t slot = slot_of(group, groups, layout.head == layout.embedding);
     if (!resident) plan.slots[slot] = std::max(plan.slots[slot], whole * compute);
     if (each) plan.gradient_slots[slot] = std::max(plan.gradient_slots[slot], whole * 4);
+    plan.norm_sums += (shards.share(group) + ShardLayout::block - 1) / ShardLayout::block * static_cast<std::int64_t>(sizeof(double));
     if (!sharding.fixed_order || world == 1) continue;
     plan.exchange = std::max(plan.exchange, 4 * (shards.shards() == world ? whole : exchange_part(shards, group, world) * world));
   }

@@ -20,10 +20,11 @@ struct StorePlan {
   std::array<std::int64_t, 4> gradient_slots{};  // or of some groups, summed over ranks after every micro-batch
   std::int64_t sums = 0;                      // then: this rank's share of the gradients summed so far
   std::int64_t exchange = 0;                  // fixed order: gradients of every rank, a group or a part of one at a time
+  std::int64_t norm_sums = 0;                 // a sum of squares per block of this rank's share
 
   std::int64_t weights() const { return masters + resident + slots[0] + slots[1] + slots[2] + slots[3] + gains; }
   std::int64_t gradient_total() const {
-    return gradients + gradient_slots[0] + gradient_slots[1] + gradient_slots[2] + gradient_slots[3] + sums + exchange;
+    return gradients + gradient_slots[0] + gradient_slots[1] + gradient_slots[2] + gradient_slots[3] + sums + exchange + norm_sums;
   }
 };
 

@@ -62,6 +62,9 @@ struct PassShape {
   Recompute recompute;
 };
 
+// Cosines and sines of every position and pair of a head.
+inline std::int64_t rotary_table_values(const LlamaConfig& config, std::int64_t length) { return 2 * length * (config.head_dim / 2); }
+
 // Cuts `plan` into the activations of one pass over batch sequences of length tokens.
 void place(Activations& activations, ArenaPlan& plan, const LlamaConfig& config, const PassShape& shape);
 

@@ -68,7 +68,7 @@ void Llama::check(const TokenBatch& batch, bool with_targets) const {
 void Llama::prepare_rotary(std::int64_t length) {
   if (length <= rotary_length_) return;
   const std::int64_t half = config_.head_dim / 2;
-  std::vector<float> table(static_cast<std::size_t>(2 * length * half));
+  std::vector<float> table(static_cast<std::size_t>(rotary_table_values(config_, length)));
   for (std::int64_t position = 0; position < length; ++position) {
     for (std::int64_t index = 0; index < half; ++index) {
       const double frequency = std::pow(config_.rope_theta, -2.0 * static_cast<double>(index) / static_cast<double>(config_.head_dim));

@@ -12,9 +12,10 @@ struct MemoryPlan {
   std::int64_t weights;      // masters, and what passes read of them
   std::int64_t gradients;    // fp32
   std::int64_t moments;      // of the state's type
-  std::int64_t activations;  // of one micro-batch, with the backward pass's scratch
+  std::int64_t activations;  // of one micro-batch, with the backward pass's gradients and the table of rotations
+  std::int64_t overhead;     // what the device holds for itself: scratch of its operations, workspace of its products
 
-  std::int64_t total() const { return weights + gradients + moments + activations; }
+  std::int64_t total() const { return weights + gradients + moments + activations + overhead; }
 };
 
 struct MemoryPlanOptions {
@@ -23,9 +24,11 @@ struct MemoryPlanOptions {
   Recompute recompute = Recompute::none;
   Sharding sharding;
   int world = 1;
+  bool gpu = false;
 };
 
-// Bytes on one of `world` ranks that train with micro-batches of batch sequences of length tokens. A device's own scratch and libraries come on top.
+// Bytes on one of `world` ranks that train with micro-batches of batch sequences of length tokens. On a GPU, the driver's context and what a communicator
+// takes come on top.
 MemoryPlan plan_training_memory(const LlamaConfig& config, std::int64_t batch, std::int64_t length, const MemoryPlanOptions& options);
 
 }  // namespace tinyllama

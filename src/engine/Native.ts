@@ -185,8 +185,15 @@ export interface NativeModel {
   readonly parameterCount: number
   /** The CPU's instruction set, or the GPU with its precision and libraries. */
   readonly deviceName: string
-  /** Bytes in use on a GPU, all processes together; 0 on the CPU. */
-  readonly deviceMemory: number
+  /**
+   * Bytes: in use on a GPU, of all processes together, or allocated by this model on the CPU; and what of them the driver and the communicator had taken
+   * before there was a model.
+   */
+  readonly memory: { readonly inUse: number; readonly context: number; readonly communicator: number }
+  /** Takes multiprocessors and bandwidth of the GPU away, as communication beside a step would: native/device/contention.h. */
+  contend(multiprocessors: number, gigabytesPerSecond: number, mostSeconds: number): void
+  /** The gigabytes a second that it moved. */
+  endContention(): number
   /** Of weights and moments; `read` widens bf16 exactly, `write` rounds to the nearest. */
   readonly stateType: "fp32" | "bf16"
   /** Fills the weights from a counter-based generator: element i depends on (seed, i) alone. TinyLlama's initialization. */
@@ -319,13 +326,22 @@ export interface Native {
     length: number,
     rounds: number
   ): Promise<{ readonly device: string; readonly timings: ReadonlyArray<KernelTiming> }>
-  /** Bytes that training holds on its device, micro-batches of `batch` sequences of `length` tokens: the engine's own plan of its arena. */
+  /**
+   * Bytes that training holds on one rank's device, micro-batches of `batch` sequences of `length` tokens: the arithmetic of the allocations themselves.
+   * `overhead` is what a GPU's operations hold for themselves. Throws where the strategy does not fit the number of ranks.
+   */
   planTrainingMemory(
     config: ModelConfig,
     options: ModelOptions,
     batch: number,
     length: number
-  ): { readonly weights: number; readonly gradients: number; readonly moments: number; readonly activations: number }
+  ): {
+    readonly weights: number
+    readonly gradients: number
+    readonly moments: number
+    readonly activations: number
+    readonly overhead: number
+  }
   /**
    * Writes the state of a model of this shape, which lies in files of any number of ranks, into safetensors files as one rank would. Digests are not looked
    * at.

@@ -2,6 +2,7 @@
 import { Effect } from "effect"
 import { type ModelShape, toModelConfig, trainingFlops } from "../model/Architecture.ts"
 import { StageError } from "../pipeline/StageType.ts"
+import { forecastMemory, type MemoryForecast } from "./GpuMemory.ts"
 import * as Native from "./Native.ts"
 import { nativeFailure, openModel } from "./TrainingModel.ts"
 
@@ -24,16 +25,35 @@ export interface ModelFlopsUtilization {
   readonly litgpt: number
 }
 
+/** Taken away from a GPU while the timed steps run, as communication would: native/device/contention.h. */
+export interface Contention {
+  readonly multiprocessors: number
+  /** Read and written together. */
+  readonly gigabytesPerSecond: number
+}
+
 export interface TrainingSpeed {
   readonly device: string
+  readonly ranks: number
+  /** Of all ranks together. Of a world that is not there: of the one rank. */
   readonly tokensPerSecond: number
   readonly stepMillis: { readonly median: number; readonly fastest: number; readonly slowest: number }
+  /** Medians: of a micro-batch's forward and backward pass, and of a step's update. */
+  readonly microBatchMillis: number
+  readonly updateMillis: number
   /** Of a GPU alone. */
   readonly mfu?: ModelFlopsUtilization
   /** From the start of the process. */
   readonly firstStepSeconds: number
-  /** Bytes in use on the GPU, 0 on the CPU. */
-  readonly deviceMemory: number
+  /** Bytes of this rank: what the model holds, what was forecast for that, and what the driver and the communicator took besides. */
+  readonly memory: {
+    readonly held: number
+    readonly forecast: number
+    readonly context: number
+    readonly communicator: number
+  }
+  /** What was really moved. */
+  readonly contention?: Contention
   readonly loss: number
 }
 
@@ -58,18 +78,26 @@ const utilization = (shape: ModelShape, length: number, rate: number): ModelFlop
 export const measureTraining: (
   shape: ModelShape,
   options: Native.ModelOptions,
-  size: Size & { readonly steps: number }
+  size: Size & { readonly steps: number; readonly contention?: Contention }
 ) => Effect.Effect<TrainingSpeed, StageError> = Effect.fn("measureTraining")(function* (shape, options, size) {
   const model: Native.NativeModel = yield* openModel(shape, options)
   model.initialize(3407)
-  const batches = Array.from({ length: 8 }, (_, seed) => randomBatch(shape.vocab_size, size, seed + 1))
-  const tokens = size.microBatch * size.length * size.accumulate
+  const { communicator = "single", rank = 0, size: ranks = 1 } = options.world ?? {}
+  const batches = Array.from({ length: 8 }, (_, seed) => randomBatch(shape.vocab_size, size, 8 * rank + seed + 1))
+  const own = size.microBatch * size.length * size.accumulate
+  const tokens = own * ranks
+  const timings: Array<{ readonly step: number; readonly microBatch: number; readonly update: number }> = []
   const step = (number: number) =>
     Effect.tryPromise({
       try: async () => {
         const chosen = Array.from({ length: size.accumulate }, (_, i) => batches[(number * size.accumulate + i) % 8])
         // All at once: the engine does them one after the other, and no device waits for JavaScript.
-        const losses = chosen.flatMap((batch) => (batch === undefined ? [] : [model.accumulate(batch, 1 / tokens)]))
+        const start = performance.now()
+        const losses = chosen.flatMap((batch, i) =>
+          batch === undefined
+            ? []
+            : [model.accumulate(batch, 1 / tokens, { last: i + 1 === size.accumulate, contributors: ranks })]
+        )
         const stepped = model.step({
           step: number + 1,
           learningRate: 4e-4,
@@ -81,35 +109,68 @@ export const measureTraining: (
           clip: 1
         })
         const sums = await Promise.all(losses)
+        const passed = performance.now()
         await stepped
-        return sums.reduce((sum, { lossSum }) => sum + lossSum, 0) / tokens
+        const end = performance.now()
+        timings.push({ step: end - start, microBatch: (passed - start) / size.accumulate, update: end - passed })
+        return sums.reduce((sum, { lossSum }) => sum + lossSum, 0) / own
       },
       catch: nativeFailure(`step ${number + 1}`, MEMORY_ADVICE)
     })
   yield* step(0)
   const firstStepSeconds = performance.now() / 1000
   for (let number = 1; number < WARM_UP_STEPS; number++) yield* step(number)
-  const millis: Array<number> = []
+  const { contention } = size
+  if (contention !== undefined) yield* contend(model, contention)
+  timings.length = 0
   let loss = 0
-  for (let number = 0; number < size.steps; number++) {
-    const start = performance.now()
-    loss = yield* step(WARM_UP_STEPS + number)
-    millis.push(performance.now() - start)
-  }
-  millis.sort((a, b) => a - b)
-  const median = millis[millis.length >> 1] ?? Number.NaN
-  const tokensPerSecond = (1000 * tokens) / median
+  for (let number = 0; number < size.steps; number++) loss = yield* step(WARM_UP_STEPS + number)
+  const moved = contention === undefined ? undefined : { ...contention, gigabytesPerSecond: model.endContention() }
+  const steps = timings.map((timing) => timing.step)
+  const rate = (1000 * own) / medianOf(steps)
+  const { memory } = model
+  const native = yield* Effect.orDie(Native.load)
+  const forecast: MemoryForecast = forecastMemory(native, shape, options, {
+    batch: size.microBatch,
+    length: size.length
+  })
   const speed: TrainingSpeed = {
     device: model.deviceName,
-    tokensPerSecond,
-    stepMillis: { median, fastest: millis[0] ?? Number.NaN, slowest: millis.at(-1) ?? Number.NaN },
-    ...(options.device === "cuda" ? { mfu: utilization(shape, size.length, tokensPerSecond) } : {}),
+    ranks,
+    tokensPerSecond: communicator === "fake" ? rate : rate * ranks,
+    stepMillis: { median: medianOf(steps), fastest: Math.min(...steps), slowest: Math.max(...steps) },
+    microBatchMillis: medianOf(timings.map(({ microBatch }) => microBatch)),
+    updateMillis: medianOf(timings.map(({ update }) => update)),
+    ...(options.device === "cuda" ? { mfu: utilization(shape, size.length, rate) } : {}),
     firstStepSeconds,
-    deviceMemory: model.deviceMemory,
+    memory: {
+      held: memory.inUse - memory.context - memory.communicator,
+      forecast: forecast.planned,
+      context: memory.context,
+      communicator: memory.communicator
+    },
+    ...(moved === undefined ? {} : { contention: moved }),
     loss
   }
   return speed
 }, Effect.scoped)
+
+/** Longer than any bench: it ends by itself then, should this process not end it. */
+const MOST_CONTENTION_SECONDS = 600
+
+const contend = (model: Native.NativeModel, { gigabytesPerSecond, multiprocessors }: Contention) =>
+  Effect.try({
+    try: () => model.contend(multiprocessors, gigabytesPerSecond, MOST_CONTENTION_SECONDS),
+    catch: (cause) =>
+      new StageError({
+        failure: "invalid-input",
+        message: `contention: ${cause instanceof Error ? cause.message : String(cause)}`,
+        next: "ask for fewer multiprocessors, on a GPU"
+      })
+  })
+
+const medianOf = (values: ReadonlyArray<number>): number =>
+  values.toSorted((a, b) => a - b)[values.length >> 1] ?? Number.NaN
 
 export interface KernelSpeed extends Native.KernelTiming {
   /** Of the step's operations together, each taken alone. */

@@ -71,6 +71,24 @@ export const digestOf = (value: unknown): string =>
 const refusal = (message: string, next: string) =>
   Effect.fail(new StageError({ failure: "invalid-input", message, next }))
 
+/** How the ranks share out the model, for forecasts made before they are joined. */
+export const sharedOut = (
+  wish: Pick<WorldWish, "strategy" | "shard_size" | "share_gradients" | "gradient_sum" | "communicator">,
+  { rank, size }: Pick<Ranks, "rank" | "size">,
+  compute: ModelOptions
+): ModelOptions => ({
+  ...compute,
+  ...sharingOf(wish),
+  ...(size === 1 ? {} : { world: { rank, size, communicator: communicatorOf(wish.communicator, size, compute) } })
+})
+
+const sharingOf = (wish: Pick<WorldWish, "strategy" | "shard_size" | "share_gradients" | "gradient_sum">) => ({
+  strategy: wish.strategy,
+  ...(wish.shard_size === undefined ? {} : { shardSize: wish.shard_size }),
+  shareGradients: wish.share_gradients ?? false,
+  gradientSum: wish.gradient_sum
+})
+
 /** The options of this rank's model, and which GPU is its own. Fails where the ranks cannot speak in this way here. */
 export const openWorld = Effect.fn("openWorld")(function* (
   wish: WorldWish,
@@ -79,13 +97,13 @@ export const openWorld = Effect.fn("openWorld")(function* (
   native: Pick<Native, "gpus">,
   { agreement, work }: { readonly agreement: Agreement; readonly work: string }
 ) {
-  const shared = {
-    strategy: wish.strategy,
-    ...(wish.shard_size === undefined ? {} : { shardSize: wish.shard_size }),
-    shareGradients: wish.share_gradients ?? false,
-    gradientSum: wish.gradient_sum
-  }
-  const communicator = communicatorOf(wish.communicator, ranks, compute)
+  const shared = sharingOf(wish)
+  if (wish.strategy === "hsdp" && wish.shard_size !== undefined && ranks.size % wish.shard_size !== 0)
+    return yield* refusal(
+      `hsdp: shard_size (${wish.shard_size}) must divide the number of ranks (${ranks.size})`,
+      "set shard_size to a number that divides the ranks, or strategy to fsdp"
+    )
+  const communicator = communicatorOf(wish.communicator, ranks.size, compute)
   if (communicator === "single") return { ...compute, ...shared }
   if (communicator === "nccl" && compute.device !== "cuda")
     return yield* refusal(
@@ -130,7 +148,7 @@ export const openWorld = Effect.fn("openWorld")(function* (
 
 const communicatorOf = (
   wish: WorldWish["communicator"],
-  { size }: Ranks,
+  size: number,
   { device }: ModelOptions
 ): NativeWorld["communicator"] => {
   if (wish !== "auto" && (size > 1 || wish === "nccl")) return wish

@@ -20,6 +20,7 @@ import {
   ranksOf,
   shard_size,
   share_gradients,
+  sharedOut,
   strategy,
   worldParameters
 } from "../engine/World.ts"
@@ -294,7 +295,13 @@ export const pretrainStage = defineStage({
     const { ranks } = context
     if (ranks.rank === 0) yield* noteTotal(context.work, totalSteps, "steps")
     const chosen = yield* chooseCompute(params, threads)
-    const microBatch = yield* microBatchOf(params.micro_batch, shape, chosen, data.seqLen, samplesPerStep / ranks.size)
+    const microBatch = yield* microBatchOf(
+      params.micro_batch,
+      shape,
+      sharedOut(params, ranks, chosen),
+      data.seqLen,
+      samplesPerStep / ranks.size
+    )
     yield* checkRounds(Math.ceil(samplesPerStep / microBatch), microBatch, ranks.size)
     const compute = yield* openWorld(params, ranks, chosen, yield* Effect.orDie(Native.load), {
       work: context.work,

@@ -1,8 +1,10 @@
 #include "native/device/cpu/cpu_device.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "native/core/error.h"
@@ -17,16 +19,23 @@
 namespace tinyllama {
 namespace {
 
+// Bytes of a device's living buffers, which may outlive it and end on any thread.
+using Account = std::shared_ptr<std::atomic<std::size_t>>;
+
 class CpuBuffer final : public Buffer {
  public:
-  explicit CpuBuffer(std::size_t bytes) : bytes_(bytes) {
+  CpuBuffer(std::size_t bytes, Account account) : bytes_(bytes), account_(std::move(account)) {
     constexpr std::size_t alignment = 64;
     const std::size_t rounded = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
     data_ = std::aligned_alloc(alignment, rounded);
     if (!data_) throw Error("out of memory: cannot allocate " + std::to_string(bytes) + " bytes");
     std::memset(data_, 0, rounded);
+    *account_ += bytes_;
   }
-  ~CpuBuffer() override { std::free(data_); }
+  ~CpuBuffer() override {
+    std::free(data_);
+    *account_ -= bytes_;
+  }
   CpuBuffer(const CpuBuffer&) = delete;
   CpuBuffer& operator=(const CpuBuffer&) = delete;
   void* data() const override { return data_; }
@@ -35,6 +44,7 @@ class CpuBuffer final : public Buffer {
  private:
   void* data_ = nullptr;
   std::size_t bytes_;
+  Account account_;
 };
 
 class CpuDevice final : public Device {
@@ -43,8 +53,9 @@ class CpuDevice final : public Device {
 
   std::string name() const override { return std::string("cpu-") + context_.kernels.name; }
   bool in_host_memory() const override { return true; }
-  std::unique_ptr<Buffer> allocate(std::size_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
-  std::size_t memory_in_use() override { return 0; }
+  std::unique_ptr<Buffer> allocate(std::size_t bytes) override { return std::make_unique<CpuBuffer>(bytes, allocated_); }
+  std::size_t memory_in_use() override { return *allocated_; }
+  std::size_t overhead() const override { return 0; }
   void copy_in(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void copy_out(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void copy(void* to, const void* from, std::size_t bytes) override {
@@ -117,6 +128,7 @@ class CpuDevice final : public Device {
 
  private:
   CpuContext context_;
+  Account allocated_ = std::make_shared<std::atomic<std::size_t>>(0);
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "native/device/cuda/attention_backward_mma.cuh"
 #include "native/device/cuda/cuda_context.h"
+#include "native/device/cuda/scratch_sizes.h"
 #include "native/device/device.h"
 
 namespace tinyllama::cuda {
@@ -40,23 +41,6 @@ void launch_forward_mma(CudaContext& context, const ForwardArguments& arguments,
   kernel<<<dim3(static_cast<unsigned>(shape.batch * shape.heads), tiles), WARPS * 32, Layout::bytes, context.stream()>>>(arguments);
   CHECK_LAUNCH("attention_forward_mma");
 }
-
-// The backward's scratch memory, one piece after the other.
-struct BackwardScratch {
-  std::size_t dq_sums, statistics, bounds, turns, bytes, turns_bytes;
-
-  BackwardScratch(const AttentionShape& shape, int query_rows, int size, int turns_per_tile) {
-    const auto up = [](std::size_t value) { return (value + 255) / 256 * 256; };
-    const auto heads = static_cast<std::size_t>(shape.batch * shape.heads);
-    const auto tiles = static_cast<std::size_t>((shape.length + query_rows - 1) / query_rows);
-    turns_bytes = up((1 + heads * tiles * static_cast<std::size_t>(turns_per_tile)) * sizeof(int));
-    turns = 0;
-    bounds = turns + turns_bytes;
-    statistics = bounds + up(static_cast<std::size_t>(shape.batch) * tiles * sizeof(int2));
-    dq_sums = statistics + up(heads * tiles * static_cast<std::size_t>(query_rows) * sizeof(float2));
-    bytes = dq_sums + heads * tiles * static_cast<std::size_t>(query_rows * size) * sizeof(float);
-  }
-};
 
 struct BackwardOperands {
   Tensor dqkv, dout, qkv, out;

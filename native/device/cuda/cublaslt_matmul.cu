@@ -10,14 +10,14 @@
 #include <utility>
 
 #include "native/device/cuda/own_matmul.h"
+#include "native/device/cuda/scratch_sizes.h"
 
 namespace tinyllama::cuda {
 namespace {
 
 using namespace cublaslt;
 
-// What NVIDIA advises for Hopper is 32 MiB; the parts of a K split in four of the largest fp32 weight gradient but the head's take 64.
-constexpr std::size_t workspace_bytes = 64 << 20;
+constexpr std::size_t workspace_bytes = matmul_workspace_bytes;
 constexpr int most_candidates = 16;
 constexpr int timed_rounds = 4;              // after the first one, for those that are still in the race
 constexpr double race_margin = 1.15;         // of the fastest of the first round
@@ -208,6 +208,8 @@ std::string CublasltMatmul::describe() const {
     text += ", " + std::to_string(chosen_in_capture_) + " plans chosen while a graph was captured, hence untimed";
   return text;
 }
+
+std::size_t CublasltMatmul::memory() const { return workspace_bytes; }
 
 void CublasltMatmul::matmul(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b,
                             bool accumulate) {

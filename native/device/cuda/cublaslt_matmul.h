@@ -46,6 +46,7 @@ class CublasltMatmul : public MatmulEngine {
 
   void matmul(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b, bool accumulate) override;
   std::string describe() const override;
+  std::size_t memory() const override;
   const std::vector<PlanReport>& reports() const { return reports_; }
 
  private:

@@ -72,6 +72,7 @@ class CudaDevice final : public Device {
     CHECK_CUDA(cudaMemGetInfo(&free, &total));
     return total - free;
   }
+  std::size_t overhead() const override { return context_.scratch_bytes() + matmul_->memory(); }
   void copy_in(void* device, const void* host, std::size_t bytes) override {
     CHECK_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, bind().stream()));
   }

@@ -10,7 +10,7 @@
 
 namespace tinyllama {
 
-constexpr int cuda_interface_version = 5;
+constexpr int cuda_interface_version = 6;
 
 struct CudaOptions {
   int ordinal = 0;

@@ -3,30 +3,10 @@
 #include <algorithm>
 
 #include "native/device/cuda/linear_loss_rows.cuh"
+#include "native/device/cuda/scratch_sizes.h"
 
 namespace tinyllama::cuda {
 namespace {
-
-// Rows of logits at once. Fewer leave the products too few tiles to fill the GPU; more only cost memory (8192 x 32000 in bf16: 524 MB).
-constexpr std::int64_t most_rows = 8192, fewest_rows = 4096;
-constexpr std::int64_t most_bytes = std::int64_t{512} << 20;
-constexpr std::int64_t row_step = 128;  // the products' tiles
-
-struct Chunks {
-  std::int64_t stride;  // of the logits, in elements: rows start on 16 bytes
-  std::int64_t rows;    // of all chunks but perhaps the last
-  std::size_t bytes;
-};
-
-// Equal chunks, so that the products have one shape, or two.
-Chunks cut_chunks(std::int64_t rows, std::int64_t vocabulary, DataType type) {
-  const std::int64_t element = type == DataType::f32 ? 4 : 2, vector = 16 / element;
-  const std::int64_t stride = (vocabulary + vector - 1) / vector * vector;
-  const std::int64_t limit = std::clamp(most_bytes / std::max<std::int64_t>(stride * element, 1) / row_step * row_step, fewest_rows, most_rows);
-  const std::int64_t chunks = std::max<std::int64_t>((rows + limit - 1) / limit, 1);
-  const std::int64_t each = std::min(((rows + chunks - 1) / chunks + row_step - 1) / row_step * row_step, rows);
-  return {stride, each, static_cast<std::size_t>(each * stride * element)};
-}
 
 Tensor rows_of(const Tensor& tensor, std::int64_t first, std::int64_t count) {
   const std::int64_t element = tensor.type == DataType::f32 ? 4 : 2;
@@ -59,13 +39,9 @@ void loss_of_rows(cudaStream_t stream, const LossRows& rows, std::int64_t count)
 
 }  // namespace
 
-std::size_t linear_loss_scratch(std::int64_t rows, std::int64_t vocabulary, DataType type) {
-  return std::max(cut_chunks(rows, vocabulary, type).bytes, cut_chunks(rows, vocabulary, DataType::f32).bytes);
-}
-
 void linear_cross_entropy(CudaContext& context, MatmulEngine& engine, float* losses, const Tensor& dhidden, const Tensor& dweight,
                           const Tensor& hidden, const Tensor& weight, const std::int32_t* targets, const float* scale) {
-  const Chunks chunks = cut_chunks(hidden.rows, weight.rows, hidden.type);
+  const LossChunks chunks(hidden.rows, weight.rows, hidden.type);
   if (hidden.rows == 0) return;
   void* const memory = context.scratch(chunks.bytes);
   for (std::int64_t first = 0; first < hidden.rows; first += chunks.rows) {
@@ -85,7 +61,7 @@ void linear_cross_entropy(CudaContext& context, MatmulEngine& engine, float* los
 
 void linear_log_probability(CudaContext& context, MatmulEngine& engine, float* log_probabilities, std::uint8_t* greedy, const Tensor& hidden,
                             const Tensor& weight, const std::int32_t* targets) {
-  const Chunks chunks = cut_chunks(hidden.rows, weight.rows, DataType::f32);
+  const LossChunks chunks(hidden.rows, weight.rows, DataType::f32);
   if (hidden.rows == 0) return;
   float* const memory = static_cast<float*>(context.scratch(chunks.bytes));
   for (std::int64_t first = 0; first < hidden.rows; first += chunks.rows) {

@@ -17,8 +17,4 @@ void linear_cross_entropy(CudaContext& context, MatmulEngine& engine, float* los
 void linear_log_probability(CudaContext& context, MatmulEngine& engine, float* log_probabilities, std::uint8_t* greedy, const Tensor& hidden,
                             const Tensor& weight, const std::int32_t* targets);
 
-// Device memory that either operation takes from the context's scratch, in bytes: what a plan of memory must set aside before a graph is
-// captured. `type` is that of hidden and weight.
-std::size_t linear_loss_scratch(std::int64_t rows, std::int64_t vocabulary, DataType type);
-
 }  // namespace tinyllama::cuda

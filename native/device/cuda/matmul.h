@@ -17,6 +17,8 @@ class MatmulEngine {
                       bool accumulate) = 0;
   // "cuBLASLt 13.0.2 (/usr/lib/…), plans in …" or "own kernels (no cuBLASLt: …)", and what the user should know of the choice of plans.
   virtual std::string describe() const = 0;
+  // Bytes of device memory that it holds.
+  virtual std::size_t memory() const = 0;
 };
 
 // Throws Error where the shapes of a product do not fit each other.

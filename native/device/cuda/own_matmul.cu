@@ -112,6 +112,7 @@ class OwnMatmul : public MatmulEngine {
   void matmul(const Tensor& out, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b, bool accumulate) override {
     own_matmul(context_, out, a, transpose_a, b, transpose_b, accumulate);
   }
+  std::size_t memory() const override { return 0; }
   std::string describe() const override { return "own kernels (no cuBLASLt: " + reason_ + ")"; }
 
  private:

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "native/device/cuda/linear_loss.h"
+#include "native/device/cuda/scratch_sizes.h"
 #include "native/device/cuda/own_matmul.h"
 #include "test/native/cuda/matmul_values.h"
 

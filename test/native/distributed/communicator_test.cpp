@@ -1,4 +1,5 @@
 // Every collective against what it must give, computed from what all ranks are known to send: random sizes, in place and not, on worlds of 1 to 4.
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -156,7 +157,14 @@ void check_fake() {
   expect(fake->rank() == 2 && fake->size() == 4 && fake->name() == "fake, rank 2 of 4", "the fake world's name");
   Floats out = {0, 1, 2, 3}, part = {9}, whole = {5, 6, 7, 8};
   fake->wait(fake->all_gather(out.data(), part.data(), sizeof(float), {}));
-  expect(out == Floats{0, 1, 9, 3}, "fake all-gather");
+  expect(out == Floats{9, 9, 9, 9}, "the first fake all-gather");
+  part = {4};
+  fake->wait(fake->all_gather(out.data(), part.data(), sizeof(float), {}));
+  expect(out == Floats{9, 9, 4, 9}, "the next fake all-gather");
+  fake->wait(fake->all_reduce(out.data(), 4, {0}));
+  expect(out == Floats{9, 9, 4, 9}, "fake all-reduce of a group");
+  fake->wait(fake->all_reduce(out.data(), 4, {}));
+  expect(out[0] != 0 && out[1] != out[0] && std::abs(out[2]) < 6, "fake all-reduce of no group");
   fake->wait(fake->reduce_scatter(part.data(), whole.data(), 1, {}));
   expect(part == Floats{7}, "fake reduce-scatter");
   fake->wait(fake->all_to_all(out.data(), whole.data(), sizeof(float), {}));
