@@ -150,12 +150,14 @@ describe("bf16 weights and moments", () => {
       const shape = presets["tinyllama-1.1b"]
       const bytes = (options: Omit<Native.ModelOptions, "threads">) => {
         const plan = native.planTrainingMemory(toModelConfig(shape), { threads: 1, ...options }, 1, 2048)
-        return (plan.weights + plan.gradients + plan.moments) / parameterCount(shape)
+        // Gradients come with a sum of squares, 8 bytes, per block of 4,096 of a group.
+        const sums = (8 * plan.gradients) / (4 * 4096)
+        return (plan.weights + plan.gradients - sums + plan.moments) / parameterCount(shape)
       }
-      assert.strictEqual(bytes({ device: "cuda", precision: "bf16" }), 18)
+      assert.closeTo(bytes({ device: "cuda", precision: "bf16" }), 18, 1e-5)
       // And the gains once more, in fp32: 45 of 2,048.
       assert.closeTo(bytes({ device: "cuda", precision: "bf16", state: "bf16" }), 10, 4e-4)
-      assert.strictEqual(bytes({ state: "bf16" }), 14)
+      assert.closeTo(bytes({ state: "bf16" }), 14, 1e-5)
       const wish = { device: "cpu", gpu: 0, precision: "bf16-sr" } as const
       assert.deepInclude(yield* chooseCompute(wish, 2), { device: "cpu", precision: "fp32", state: "bf16" })
       if (native.gpus().gpus.length > 0) return
