@@ -2,7 +2,7 @@
 //   train_bench [--device cpu|cuda] [--precision fp32|bf16] [--model 1.1b|tiny] [--micro-batch N] [--length T] [--threads N] [--accumulate A] [--steps S]
 //               [--recompute none|pointwise|gate-up|full] [--graphs on|off] [--kernels on|off]
 //               [--contention-sms K --contention-gbs B]
-//               [--strategy none|zero2|fsdp|hsdp] [--shard-size S] [--gradient-sum fast|fixed-order]
+//               [--strategy none|zero2|fsdp|hsdp] [--shard-size S] [--share-gradients on|off] [--gradient-sum fast|fixed-order]
 //               [--communicator mpi|nccl|host-staged | --communicator fake --world W --rank r]
 // mpi, nccl, host-staged: one of the ranks that a launcher started, as the environment says; rank 0 prints. fake: rank r of W alone: its memory and its
 // compute are those of a real one, communication takes no time. Memory is held against the forecast, apart from the driver's bare context.
@@ -69,6 +69,8 @@ bool read_world_argument(Arguments& arguments, const std::string& name, const st
   if (name == "--world") arguments.world.size = std::stoi(value);
   else if (name == "--rank") arguments.world.rank = std::stoi(value);
   else if (name == "--shard-size") arguments.sharding.shard_size = std::stoi(value);
+  else if (name == "--share-gradients")
+    arguments.sharding.share_gradients = choose<bool>(name, value, {{"off", false}, {"on", true}});
   else if (name == "--gradient-sum")
     arguments.sharding.fixed_order = choose<bool>(name, value, {{"fast", false}, {"fixed-order", true}});
   else if (name == "--communicator")

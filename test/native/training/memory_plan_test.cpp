@@ -62,7 +62,7 @@ void check(int size, int rank, const Sharding& sharding, DataType state, Recompu
   const LlamaConfig config = small_config(tied);
   const std::string what = "rank " + std::to_string(rank) + " of " + std::to_string(size) + ", strategy " +
                            std::to_string(static_cast<int>(sharding.strategy)) + (sharding.fixed_order ? ", fixed order" : "") +
-                           (state == DataType::bf16 ? ", bf16 state" : "") + (tied ? ", tied" : "");
+                           (sharding.share_gradients ? ", gradients shared out" : "") + (state == DataType::bf16 ? ", bf16 state" : "") + (tied ? ", tied" : "");
   const auto kind = size == 1 ? CommunicatorKind::single : CommunicatorKind::fake;
   const Outcome outcome = train(config, {.kind = kind, .rank = rank, .size = size}, {{}, recompute, sharding, state});
   const MemoryPlan plan = plan_training_memory(config, batch, length, {.state_type = state, .recompute = recompute, .sharding = sharding, .world = size});
@@ -78,6 +78,7 @@ void check_worlds() {
       const int shard_size = size == 1 ? 1 : 8;
       check(size, size / 2, {strategy, shard_size, false}, DataType::f32, Recompute::none, false);
       check(size, size - 1, {strategy, shard_size, true}, DataType::f32, Recompute::pointwise, true);
+      check(size, 1 % size, {strategy, shard_size, false, true}, DataType::f32, Recompute::gate_up, false);
       check(size, 0, {strategy, shard_size, false}, DataType::bf16, Recompute::full, true);
     }
   }
