@@ -88,7 +88,7 @@ const ask = (
   })
 
 const unreachable =
-  /Unable to contact slurm controller|Socket timed out|Connection refused|Communication connection failure|Zero Bytes were transmitted|connect failure|Transport endpoint|fetch_config|configuration source|rejected by server|Slurm backup controller in standby|Resource temporarily unavailable|Slurm temporarily unable/iu
+  /Unable to contact slurm controller|Socket timed out|Connection refused|Communication connection failure|Zero Bytes were transmitted|connect failure|Transport endpoint|Munge encode failed|authentication error|fetch_config|configuration source|rejected by server|Slurm backup controller in standby|Resource temporarily unavailable|Slurm temporarily unable/iu
 
 /** Without the programs' names and levels: "sbatch: error: Batch job submission failed: Invalid account". */
 const saidBy = (text: string): string =>

@@ -1,4 +1,5 @@
 /** What Slurm's words for a job's state mean for an attempt. Pure. */
+import { constants } from "node:os"
 import { Schema } from "effect"
 import { type Exit } from "../WorkerLost.ts"
 import type { WorkerEvent } from "../Executor.ts"
@@ -193,12 +194,14 @@ const logsMissing = (job: JobState, exit: Exit): Verdict | undefined => {
   }
 }
 
+/** Shells, and srun, tell a signal as 128 and its number. */
 const exitOf = (job: JobState | undefined, record: ExitRecord | undefined): Exit => {
-  const [, code, signal] = /^(\d+):(\d+)$/u.exec(job?.exit ?? "") ?? []
-  const number = Number(signal ?? 0)
-  if (number === 9) return { code: null, signal: "SIGKILL" }
-  if (number === 15) return { code: null, signal: "SIGTERM" }
-  const own = record?.code ?? Number(code ?? 0)
-  if (own === 137) return { code: null, signal: "SIGKILL" }
-  return { code: own, signal: null }
+  const [, code = "0", signal = "0"] = /^(\d+):(\d+)$/u.exec(job?.exit ?? "") ?? []
+  const own = record?.code ?? Number(code)
+  const name = signalNamed(Number(signal)) ?? signalNamed(own - 128)
+  return name === undefined ? { code: own, signal: null } : { code: null, signal: name }
 }
+
+/** The names of node:os are those of NodeJS.Signals. */
+const signalNamed = (number: number): NodeJS.Signals | undefined =>
+  Object.entries(constants.signals).find(([, value]) => value === number)?.[0] as NodeJS.Signals | undefined

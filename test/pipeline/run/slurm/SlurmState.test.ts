@@ -73,6 +73,7 @@ describe("a Slurm job that has ended", () => {
     assert.deepStrictEqual(exit({ job: job("FAILED", { exit: "1:0" }) }), { code: 1, signal: null })
     const record = { code: 137, notice: "none", restart: 0 } as const
     assert.deepStrictEqual(exit({ job: job("FAILED"), record }), { code: null, signal: "SIGKILL" })
+    assert.deepStrictEqual(exit({ job: job("FAILED", { exit: "135:0" }) }), { code: null, signal: "SIGBUS" })
     assert.deepStrictEqual(exit({ record: { ...record, code: 3 } }), { code: 3, signal: null })
   })
 
