@@ -79,14 +79,19 @@ std::string draw_nonce(Communicator& ranks) {
 std::unique_ptr<Communicator> open_communicator(const CommunicatorOptions& options, Device& device) {
   require(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
           "there is no rank " + std::to_string(options.rank) + " of " + std::to_string(options.size) + ": RANK must be from 0 to WORLD_SIZE - 1");
-  std::unique_ptr<Communicator> ranks = open_backend(options, device);
-  if (options.kind == CommunicatorKind::single || options.kind == CommunicatorKind::fake) return ranks;
-  if (!options.log_folder.empty()) {
-    const std::string nonce = draw_nonce(*ranks);
-    ranks = watch(std::move(ranks), {options.log_folder, nonce, options.collective_timeout});
+  if (options.kind == CommunicatorKind::single || options.kind == CommunicatorKind::fake) return open_backend(options, device);
+  try {
+    std::unique_ptr<Communicator> ranks = open_backend(options, device);
+    if (!options.log_folder.empty()) {
+      const std::string nonce = draw_nonce(*ranks);
+      ranks = watch(std::move(ranks), {options.log_folder, nonce, options.collective_timeout});
+    }
+    check_agreement(*ranks, options.agreement);
+    return ranks;
+  } catch (const Error& error) {
+    // Mostly a user's mistake, and never the engine's own: callers tell it from others by this.
+    throw Error(std::string("the ranks cannot begin: ") + error.what());
   }
-  check_agreement(*ranks, options.agreement);
-  return ranks;
 }
 
 }  // namespace tinyllama

@@ -50,6 +50,16 @@ export class DamagedCheckpoint extends Schema.TaggedError<DamagedCheckpoint>()("
   }
 }
 
+/** A checkpoint whose tensors are not this model's; whether it is whole is not known. */
+export class ForeignCheckpoint extends Schema.TaggedError<ForeignCheckpoint>()("ForeignCheckpoint", {
+  path: Schema.String,
+  reason: Schema.String
+}) {
+  override get message() {
+    return `${this.path}: ${this.reason}`
+  }
+}
+
 /** A file of a checkpoint that could not be written or read, in the system's own words. */
 export class CheckpointFileError extends Schema.TaggedError<CheckpointFileError>()("CheckpointFileError", {
   reason: Schema.String

@@ -7,6 +7,7 @@ import { DTYPE_BYTES, readSafetensors, SafetensorsError, type SafetensorsTensor 
 import {
   type Completion,
   DamagedCheckpoint,
+  ForeignCheckpoint,
   OPTIMIZER,
   shardNames,
   WEIGHTS,
@@ -79,10 +80,10 @@ export const locateState: (
   model: Pick<NativeModel, "parameters" | "stateType">
 ) => Effect.Effect<
   { readonly files: ReadonlyArray<StoredFile>; readonly ranges: ReadonlyArray<StoredRange> },
-  DamagedCheckpoint,
+  DamagedCheckpoint | ForeignCheckpoint,
   FileSystem.FileSystem | Path.Path
 > = Effect.fn("CheckpointShards.locateState")(function* (folder, completion, model) {
-  const damaged = (reason: string) => new DamagedCheckpoint({ path: folder, reason })
+  const foreign = (reason: string) => new ForeignCheckpoint({ path: folder, reason })
   const dtype = model.stateType === "bf16" ? "BF16" : "F32"
   const known = new Map(model.parameters.map((parameter) => [parameter.name, parameter]))
   const pieces = new Map(
@@ -91,16 +92,18 @@ export const locateState: (
   const bytes = new Map(completion.files.map((file) => [file.path, file.bytes]))
   const files: Array<StoredFile> = []
   const ranges: Array<StoredRange> = []
+  const stored = new Set<string>()
   for (const name of [WEIGHTS, OPTIMIZER] as const) {
     for (const { file, headerBytes, path, runs } of yield* readRuns(folder, completion, name)) {
       for (const { begin, end, kind, name: tensorName, tensor, whole } of runs) {
         const parameter = known.get(tensorName)
-        if (parameter === undefined) return yield* damaged(`${file}: tensor ${tensor.name} is none of the model's`)
+        if (parameter === undefined) return yield* foreign(`${file}: tensor ${tensor.name} is none of the model's`)
         const [own, given] = [parameter.shape.join(", "), tensor.shape.join(", ")]
         if (whole ? own !== given : end > elementsOf(parameter.shape))
-          return yield* damaged(`${file}: ${tensor.name} is [${given}], the model's is [${own}]`)
+          return yield* foreign(`${file}: ${tensor.name} is [${given}], the model's is [${own}]`)
         if (tensor.dtype !== dtype)
-          return yield* damaged(`${file}: ${tensor.name} is ${tensor.dtype}, the model's is ${dtype}`)
+          return yield* foreign(`${file}: ${tensor.name} is ${tensor.dtype}, the model's is ${dtype}`)
+        stored.add(tensorName)
         ranges.push({
           file: files.length,
           fileOffset: tensor.byteOffset,
@@ -113,6 +116,8 @@ export const locateState: (
       files.push({ path, bytes: bytes.get(file) ?? 0, headerBytes, pieces: pieces.get(file) ?? [] })
     }
   }
+  const absent = model.parameters.find(({ name }) => !stored.has(name))
+  if (absent !== undefined) return yield* foreign(`it has nothing of ${absent.name}`)
   return { files, ranges }
 })
 

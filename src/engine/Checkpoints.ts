@@ -140,6 +140,16 @@ export const newestState = Effect.fn("Checkpoints.newestState")(function* (root:
   return undefined
 })
 
+/** Bytes that are as they were written are another model's; others say nothing. */
+const foreignOrDamaged = Effect.fnUntraced(function* (folder: string, reason: string) {
+  yield* verifyCheckpoint(folder).pipe(Effect.catchTag("NativeUnavailable", Effect.die))
+  return yield* new StageError({
+    failure: "invalid-input",
+    message: `the checkpoint ${folder} is of another model: ${reason}`,
+    next: "move that folder away: it was not written by this stage with these parameters; then run again"
+  })
+})
+
 /** Fills the model from a checkpoint, checking all that it reads. */
 const restoreFrom = Effect.fnUntraced(function* (folder: string, step: number, model: RestorableModel) {
   const completion = yield* readCompletion(folder)
@@ -149,7 +159,9 @@ const restoreFrom = Effect.fnUntraced(function* (folder: string, step: number, m
   const state = yield* readProgress(folder)
   if (state.step !== step)
     return yield* new DamagedCheckpoint({ path: folder, reason: `${STATE} is of step ${state.step}` })
-  const { files, ranges } = yield* locateState(folder, completion, model)
+  const { files, ranges } = yield* locateState(folder, completion, model).pipe(
+    Effect.catchTag("ForeignCheckpoint", ({ reason }) => foreignOrDamaged(folder, reason))
+  )
   yield* Effect.tryPromise({
     try: () => model.restore(files, ranges, availableParallelism()),
     catch: (cause) => {

@@ -4,6 +4,20 @@ import { type ModelShape, toModelConfig } from "../model/Architecture.ts"
 import { StageError } from "../pipeline/StageType.ts"
 import * as Native from "./Native.ts"
 
+/** What the engine puts in front of what keeps ranks from joining: native/distributed/open_communicator.cpp. */
+const CANNOT_BEGIN = "the ranks cannot begin: "
+
+/** A rank that did not come in time may come another time; all else is to be mended first. */
+const cannotBegin = (reason: string): StageError => {
+  const [message = reason, next] = reason.split(". Next: ")
+  const late = /\bwithin [\d.]+ s\b/u.test(reason)
+  return new StageError({
+    failure: late ? "worker-lost" : "invalid-input",
+    message,
+    next: next ?? (late ? "see in the logs of those ranks why, then run again" : "mend that, then run again")
+  })
+}
+
 /** Turns what native code throws, or rejects a promise with, into a StageError. Want of memory is never tried again unchanged. */
 export const nativeFailure =
   (doing: string, memoryAdvice: string) =>
@@ -14,6 +28,13 @@ export const nativeFailure =
         failure: "corrupt",
         message: `${doing}: ${reason}`,
         next: "the data hold ids that the model does not have: tokenize and pack them anew, or verify them: tinyllama verify"
+      })
+    if (reason.startsWith(CANNOT_BEGIN)) return cannotBegin(reason)
+    if (/\bMPI_\w+.* failed: |^NCCL .* failed: /u.test(reason))
+      return new StageError({
+        failure: "worker-lost",
+        message: `${doing}: the ranks lost each other: ${reason}`,
+        next: "run again: it goes on from the last checkpoint, which is intact. If it comes back: look at the network between the machines"
       })
     if (reason.startsWith("CUDA: "))
       return new StageError({

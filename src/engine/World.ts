@@ -89,6 +89,10 @@ const sharingOf = (wish: Pick<WorldWish, "strategy" | "shard_size" | "share_grad
   gradientSum: wish.gradient_sum
 })
 
+/** What divides `count`, in rising order. */
+export const divisorsOf = (count: number): ReadonlyArray<number> =>
+  Array.from({ length: count }, (_, index) => index + 1).filter((size) => count % size === 0)
+
 /** The options of this rank's model, and which GPU is its own. Fails where the ranks cannot speak in this way here. */
 export const openWorld = Effect.fn("openWorld")(function* (
   wish: WorldWish,

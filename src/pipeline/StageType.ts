@@ -262,6 +262,8 @@ export interface StageType<
   readonly shares?: true
   /** Several processes may do the work together, in step (StageContext.ranks); as many as `resources.gpus` where the file does not say. */
   readonly ranks?: true
+  /** Of ranks: seconds that they wait for one of them that does not move before they give up. */
+  patience?(params: Decoded<P>): number
   /** runner: so light that a process of its own would cost more than the work; no native code, nothing that blocks. Default worker. */
   readonly runsIn?: "worker" | "runner"
   /** What a changed observation does; additive: `run` tells by itself which parts are still what they were. Default identity. */

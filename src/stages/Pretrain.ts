@@ -16,6 +16,7 @@ import { largestMicroBatch, requireGpuMemory } from "../engine/GpuMemory.ts"
 import * as Native from "../engine/Native.ts"
 import {
   digestOf,
+  divisorsOf,
   openWorld,
   ranksOf,
   shard_size,
@@ -98,9 +99,6 @@ const checkRounds = (microBatches: number, size: number, ranks: number) =>
         `start ${divisorsOf(microBatches).join(", ")} ranks, or choose batch_tokens and micro_batch so that ${ranks} divides them`
       )
 
-const divisorsOf = (count: number): ReadonlyArray<number> =>
-  Array.from({ length: count }, (_, index) => index + 1).filter((size) => count % size === 0)
-
 /** Micro-batches of at most `size` rows of `length` tokens, as views. Every row counts in full, padding too: it is computed like all else. */
 const inBatches = (
   { firstKeys, targets, tokens }: Rows,
@@ -154,6 +152,7 @@ export const pretrainStage = defineStage({
   describe: "Trains a Llama-architecture model from random weights on a packed dataset; resumes bit for bit.",
   cpus: "all",
   ranks: true,
+  patience: ({ watchdog_seconds }) => watchdog_seconds,
   params: {
     model: parameter(Model, {
       change: "identity",

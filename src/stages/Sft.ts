@@ -103,6 +103,7 @@ export const sftStage = defineStage({
     "Fine-tunes a checkpoint on conversations and writes a Hugging Face folder that chats; resumes bit for bit.",
   cpus: "all",
   ranks: true,
+  patience: ({ watchdog_seconds }) => watchdog_seconds,
   params: {
     epochs: parameter(Positive, {
       // Of a finished run no optimizer state is left to go on with; an unfinished one goes on.

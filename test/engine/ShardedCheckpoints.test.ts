@@ -201,7 +201,7 @@ describe("sharded checkpoints", () => {
       })
   )
 
-  live("a checkpoint of another model is not taken, and nothing of it is left", () =>
+  live("a checkpoint of another model is refused, and nothing of it is taken; a damaged one is passed over", () =>
     Effect.gen(function* () {
       const root = yield* folder
       yield* saveTogether(root, yield* rankModels(2, 7, { strategy: "fsdp" }), progressAt(1))
@@ -210,9 +210,16 @@ describe("sharded checkpoints", () => {
         index === 0 ? { ...parameter, name: "another" } : parameter
       )
       const model = withMember(rank!.model, "parameters", foreign)
+      const error = yield* Effect.flip(restoreNewest(root, model, (line) => assert.fail(line)))
+      assert.strictEqual(error.failure, "invalid-input")
+      assert.match(error.message, /of another model: .*model\.embed_tokens\.weight\S* is none of the model's$/u)
+      const file = join(root, "step-00000001", "weights-00000-of-00002.safetensors")
+      const bytes = yield* (yield* FileSystem.FileSystem).readFile(file)
+      bytes[bytes.length - 1]! ^= 1
+      yield* (yield* FileSystem.FileSystem).writeFile(file, bytes)
       const warnings: Array<string> = []
       assert.isUndefined(yield* restoreNewest(root, model, (line) => warnings.push(line)))
-      assert.match(warnings[0]!, /model\.embed_tokens\.weight\S* is none of the model's/u)
+      assert.match(warnings[0]!, /is damaged and is passed over/u)
       assert.isTrue(model.read("firstMoment", 0, 100).every((value) => value === 0))
     })
   )

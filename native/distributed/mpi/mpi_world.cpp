@@ -1,18 +1,59 @@
 #include "native/distributed/mpi/mpi_world.h"
 
+#include <unistd.h>
+
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
+#include <mutex>
+#include <string>
+#include <thread>
 
 #include "native/core/error.h"
+#include "native/distributed/watched_communicator.h"
 
 namespace tinyllama {
 namespace {
 
 constexpr int preempted = 75;
 
+// The watchdog's clock for what no communicator does: ends the process when its scope lasts longer.
+class TimeLimit {
+ public:
+  TimeLimit(std::chrono::seconds limit, std::string what)
+      : thread_([this, limit, what = std::move(what)] {
+          std::unique_lock lock(mutex_);
+          if (over_.wait_for(lock, limit, [this] { return done_; })) return;
+          const std::string said = "tinyllama: this rank ends: " + what + " since " + std::to_string(limit.count()) + " s: a rank is stuck or cannot be reached\n";
+          [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, said.data(), said.size());
+          _exit(watchdog_exit_code);
+        }) {}
+  ~TimeLimit() {
+    {
+      const std::lock_guard lock(mutex_);
+      done_ = true;
+    }
+    over_.notify_all();
+    thread_.join();
+  }
+  TimeLimit(const TimeLimit&) = delete;
+  TimeLimit& operator=(const TimeLimit&) = delete;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable over_;
+  bool done_ = false;
+  std::thread thread_;
+};
+
+constexpr std::chrono::seconds start_within{300}, end_within{60};
+
 void finalize(int exit_code, void*) {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  if (!finalized && (exit_code == 0 || exit_code == preempted)) MPI_Finalize();
+  if (finalized || (exit_code != 0 && exit_code != preempted)) return;
+  const TimeLimit limit(end_within, "it waits in MPI_Finalize for the others");
+  MPI_Finalize();
 }
 
 void initialize() {
@@ -38,6 +79,7 @@ void check_mpi(int status, const char* call) {
 }
 
 MPI_Comm mpi_world(int rank, int size) {
+  const TimeLimit limit(start_within, "it waits in MPI_Init for the others");
   initialize();
   int own = 0, all = 0;
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &all), "MPI_Comm_size");

@@ -54,6 +54,7 @@ const fields = {
   resumePoint: Schema.optionalKey(Function_),
   forecast: Schema.optionalKey(Function_),
   modelSeconds: Schema.optionalKey(Function_),
+  patience: Schema.optionalKey(Function_),
   headline: Schema.optionalKey(Function_),
   run: Function_
 } satisfies Record<Exclude<keyof AnyStageType, "plugin">, Schema.Top>

@@ -76,6 +76,8 @@ export interface Attempt {
   readonly resources: Resources
   readonly timeout: Duration.Duration | undefined
   readonly grace: Duration.Duration
+  /** How long ranks wait for one that does not move. */
+  readonly patience?: Duration.Duration | undefined
   /** Completes when the attempt shall save and stop. */
   readonly stop: Effect.Effect<void>
   readonly onEvent: (event: WorkerEvent) => Effect.Effect<void>

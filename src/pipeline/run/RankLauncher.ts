@@ -7,7 +7,7 @@
  * whoever started them.
  */
 import type { ChildProcess } from "node:child_process"
-import { type Cause, Deferred, Duration, Effect, Option, Path, Queue, Schedule, Stream } from "effect"
+import { type Cause, Clock, Deferred, Duration, Effect, Option, Path, Queue, Schedule, Stream } from "effect"
 import { eventsFile, followEvents, lastWord, rankFile } from "./EventsFile.ts"
 import type { Attempt, WorkerEvent } from "./Executor.ts"
 import {
@@ -23,9 +23,10 @@ import {
   startProcesses
 } from "./RankProcesses.ts"
 import { listenForRanks } from "./RunnerLink.ts"
+import { childrenOf, watchForStopped } from "./StoppedRanks.ts"
 import { StageError } from "../StageType.ts"
 import { type RunningWorker, workerFlags } from "./WorkerProcess.ts"
-import { type Exit, lost } from "./WorkerLost.ts"
+import { type Exit, lost, watchdogLine } from "./WorkerLost.ts"
 
 /** How long ranks may take to end by themselves once one of them is gone. */
 const patience = Duration.seconds(5)
@@ -41,6 +42,10 @@ class Ranks {
   /** Rank → its process, once it is known, until it has ended. */
   readonly living = new Map<number, number>()
   mpirun: ChildProcess | undefined
+  /** Processes that were stopped from outside until they were ended, and for how many seconds. */
+  readonly stopped = new Map<number, number>()
+  /** Milliseconds. */
+  startedAt = 0
   told: "nothing" | "stop" | "killed" = "nothing"
 
   readonly attempt: Attempt
@@ -56,6 +61,14 @@ class Ranks {
   begun(rank: number, pid: number): void {
     this.living.set(rank, pid)
     if (this.told !== "nothing") this.signal(this.told === "stop" ? "SIGTERM" : "SIGKILL")
+  }
+
+  /** Those that have not said who they are included. */
+  get processes(): ReadonlyArray<number> {
+    const mpirun = this.mpirun?.exitCode === null ? this.mpirun.pid : undefined
+    return Array.from(
+      new Set([...this.living.values(), ...(mpirun === undefined ? [] : [mpirun, ...childrenOf(mpirun)])])
+    )
   }
 
   signal(name: "SIGTERM" | "SIGKILL"): void {
@@ -105,8 +118,19 @@ export const startRanks = Effect.fnUntraced(function* (worker: string, jobFile: 
   const port = yield* freePort
   const file = path.join(attempt.folder, eventsFile)
   const command = [...workerFlags, worker, jobFile, `--events=${file}`, `--runner=${link.path}`]
+  ranks.startedAt = yield* Clock.currentTimeMillis
   yield* Effect.try({ try: () => launch(ranks, command, port), catch: cannotStart })
   yield* Effect.forkScoped(Stream.runForEach(Stream.fromQueue(known), attempt.onStart))
+  yield* Effect.forkScoped(
+    watchForStopped(
+      () => ranks.processes,
+      attempt.patience,
+      (pid, seconds) => {
+        ranks.stopped.set(pid, seconds)
+        signalQuietly(pid, "SIGKILL")
+      }
+    )
+  )
   return yield* supervise(ranks, file)
 })
 
@@ -163,6 +187,8 @@ interface Culprit {
   readonly exit: Exit | undefined
   /** Its last word, where it had one. */
   readonly word: WorkerEvent | undefined
+  /** Its process, where it said so. */
+  readonly process: number | undefined
 }
 
 const untilAllEnded = Effect.fnUntraced(function* (ranks: Ranks, file: string) {
@@ -173,10 +199,11 @@ const untilAllEnded = Effect.fnUntraced(function* (ranks: Ranks, file: string) {
   const settle = (rank: number, exit: Exit | undefined) => {
     if (ended.has(rank)) return
     ended.add(rank)
+    const process = living.get(rank)
     living.delete(rank)
     const word = lastWord(rankFile(file, rank))
     const asked = ranks.told !== "nothing" && word === undefined
-    if ((word === undefined || word._tag === "Failed") && !asked) culprit ??= { rank, exit, word }
+    if ((word === undefined || word._tag === "Failed") && !asked) culprit ??= { rank, exit, word, process }
   }
   const over = () => ended.size === size && (launcher === "processes" || mpirun !== undefined)
   while (!over()) {
@@ -186,7 +213,7 @@ const untilAllEnded = Effect.fnUntraced(function* (ranks: Ranks, file: string) {
       mpirun = ending.exit
       // Those that never said who they are did not begin. Others may outlive an mpirun that was killed.
       for (let rank = 0; rank < size; rank++) if (!living.has(rank)) settle(rank, ending.exit)
-      if (living.size > 0) culprit ??= { rank: -1, exit: ending.exit, word: undefined }
+      if (living.size > 0) culprit ??= { rank: -1, exit: ending.exit, word: undefined, process: ranks.mpirun?.pid }
     }
     if (culprit !== undefined && ranks.told === "nothing") yield* Effect.forkScoped(endRest(ranks, over))
   }
@@ -213,13 +240,27 @@ const outcomeOf = Effect.fnUntraced(function* (ranks: Ranks, file: string, culpr
 
 const clean: Exit = { code: 0, signal: null }
 
-const failureOf = Effect.fnUntraced(function* ({ attempt, launcher, size }: Ranks, { exit, rank, word }: Culprit) {
+const failureOf = Effect.fnUntraced(function* (
+  { attempt, launcher, size, startedAt, stopped }: Ranks,
+  { exit, process, rank, word }: Culprit
+) {
   const who = rank < 0 ? "mpirun" : `rank ${rank} of ${size}`
   if (word?._tag === "Failed") return { ...word, message: `${who}: ${word.message}` }
-  const { folder } = attempt
+  const { folder, job } = attempt
+  const [held] = stopped
+  if (held !== undefined) {
+    const [pid, seconds] = held
+    const message = `${pid === process ? who : "a rank"} (process ${pid}) was stopped from outside (SIGSTOP), did not go on for ${seconds} s, and was ended`
+    const next =
+      "run again: the stage goes on from its last checkpoint; whoever stops ranks must let them go on in time"
+    return { _tag: "Failed", failure: "worker-lost", message, next } satisfies WorkerEvent
+  }
   const log = rank < 0 ? "mpirun.log" : logsOf(rank).stderr
   const how = (launcher === "mpirun" && rank >= 0 ? exitByMpirun(folder, rank) : undefined) ?? exit
-  const { failure, message, next } = yield* Effect.flip(lost(folder, how ?? { code: null, signal: null }, { who, log }))
+  const watchdog = yield* watchdogLine(job.work, startedAt)
+  const { failure, message, next } = yield* Effect.flip(
+    lost(folder, how ?? { code: null, signal: null }, { who, log, watchdog })
+  )
   const failed: WorkerEvent = { _tag: "Failed", failure, message, next }
   return failed
 })

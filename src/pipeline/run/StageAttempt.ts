@@ -1,5 +1,5 @@
 /** One attempt of a stage: works in folders of its own, then publishes what they hold. */
-import { Cause, Clock, Deferred, Effect, FileSystem, Path } from "effect"
+import { Cause, Clock, Deferred, Duration, Effect, FileSystem, Path } from "effect"
 import type { Facts } from "../../artifacts/Artifact.ts"
 import { ArtifactStore, handleOf, type Lookup, type StoredArtifact } from "../../artifacts/ArtifactStore.ts"
 import { checkFailure, failedChecks } from "../file/Checks.ts"
@@ -114,6 +114,7 @@ export const executeAttempt = Effect.fnUntraced(function* (
       shares: stage.type.shares === true,
       timeout: stage.timeout,
       grace: stage.grace,
+      patience: yield* patienceOf(stage),
       stop: Effect.raceFirst(context.stop, Effect.asVoid(Deferred.await(diverged))),
       onStart: lock.setWorkers,
       onEvent: (event) => Effect.andThen(relay(context, stage, number, event), watch(stage, event, diverged))
@@ -137,6 +138,11 @@ const threadsOf = ({ executor, resources, type }: ResolvedStage, cpus: number): 
   executor.kind === "slurm" && resources.cpus === "all" && type.runsIn !== "runner"
     ? 0
     : Math.max(1, Math.floor(cpus / resources.ranks))
+
+const patienceOf = ({ params, type }: ResolvedStage) =>
+  type.patience === undefined
+    ? Effect.undefined
+    : Effect.map(Effect.orDie(decodeParams(type, params)), (decoded) => Duration.seconds(type.patience?.(decoded) ?? 0))
 
 /** A cluster's job that goes on without us keeps its folders, and its record for the next runner. */
 const giveUp = Effect.fnUntraced(function* (

@@ -1,5 +1,5 @@
 /** A worker that ended without a word: by a signal, or a runtime that gave up. */
-import { Effect, FileSystem, Path, Stream } from "effect"
+import { Effect, FileSystem, Option, Path, Stream } from "effect"
 import { StageError } from "../StageType.ts"
 
 /** How a process ended. */
@@ -8,13 +8,42 @@ export interface Exit {
   readonly signal: NodeJS.Signals | null
 }
 
-/** Fails with what the exit and the log tell. `who`: "the worker", "rank 2 of 4". */
+/**
+ * What the watchdog of ranks said since a time in milliseconds, of whom they waited for, where and how long; undefined where it said nothing. It writes
+ * this line into the work folder (native/distributed/watchdog.cpp).
+ */
+export const watchdogLine = Effect.fnUntraced(function* (work: string, since: number) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const file = path.join(work, "ranks", "watchdog.txt")
+  return yield* Effect.gen(function* () {
+    const { mtime } = yield* fs.stat(file)
+    const written = Option.match(mtime, { onNone: () => 0, onSome: (date) => date.getTime() })
+    return written < since ? undefined : (yield* fs.readFileString(file)).trim()
+  }).pipe(Effect.orElseSucceed(() => undefined))
+})
+
+/** Beside the exit: whose it was, where that process wrote its errors to, and what the watchdog of its ranks said. */
+export interface LostDetails {
+  /** "the worker", "rank 2 of 4" */
+  readonly who?: string
+  readonly log?: string
+  readonly watchdog?: string | undefined
+}
+
+/** Fails with what the exit, the watchdog and the log tell. */
 export const lost = Effect.fnUntraced(function* (
   folder: string,
   exit: Exit,
-  { log = "stderr.log", who = "the worker" }: { readonly who?: string; readonly log?: string } = {}
+  { log = "stderr.log", watchdog, who = "the worker" }: LostDetails = {}
 ) {
   const path = yield* Path.Path
+  if (watchdog !== undefined && exit.signal === null)
+    return yield* new StageError({
+      failure: "worker-lost",
+      message: `${who} gave up waiting for the others: ${watchdog}`,
+      next: `run again: the stage goes on from its last checkpoint; the ranks' output is in ${folder}`
+    })
   const tail = yield* tailOf(path.join(folder, log))
   const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`
   const said = tail === "" ? "" : `; its last words:\n${tail}`
@@ -31,7 +60,7 @@ export const lost = Effect.fnUntraced(function* (
       : ""
   return yield* new StageError({
     failure: "worker-lost",
-    message: `${who} ended ${how}${hint}${said}`,
+    message: `${who} ended ${how}${hint}${watchdog === undefined ? "" : `; the others waited: ${watchdog}`}${said}`,
     next: `run again: the stage goes on from its last checkpoint; the worker's output is in ${folder}`
   })
 })

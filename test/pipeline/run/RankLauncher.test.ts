@@ -130,6 +130,40 @@ describe("ranks with a GPU each", () => {
     }).pipe(Effect.scoped)
   )
 
+  it.live("fail with the word of the watchdog that ended one of them", () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      const error = yield* Effect.flip(execute(attemptOf(place, { steps: 1000, step_ms: 5, accident: "1 waits at 3" })))
+      assert.deepInclude(error, {
+        failure: "worker-lost",
+        message: "rank 1 of 3 gave up waiting for the others: rank 2 does not move and stands in all-gather 7 since 4 s"
+      })
+    }).pipe(Effect.scoped)
+  )
+
+  it.live("are rid of one that something has stopped, and fail as worker-lost", () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      let pids: ReadonlyArray<number> = []
+      const onStart = (all: ReadonlyArray<number>) => Effect.sync(() => void (pids = all))
+      const error = yield* Effect.flip(
+        execute(
+          attemptOf(
+            place,
+            { steps: 1000, step_ms: 5, accident: "0 stops at 3" },
+            { onStart, patience: Duration.seconds(1) }
+          )
+        )
+      )
+      assert.include(error, { failure: "worker-lost" })
+      assert.match(
+        error.message,
+        /^rank 0 of 3 \(process \d+\) was stopped from outside \(SIGSTOP\), did not go on for [34] s/u
+      )
+      assert.deepStrictEqual(pids.filter(isThere), [])
+    }).pipe(Effect.scoped)
+  )
+
   it.live("are all told to stop, save and end preempted", () =>
     Effect.gen(function* () {
       const place = yield* workplace

@@ -13,7 +13,7 @@ import { type ClusterJob, findJob } from "../ClusterJob.ts"
 import { eventsFile, lastWord } from "../EventsFile.ts"
 import type { Attempt } from "../Executor.ts"
 import { wordOf } from "../RankWords.ts"
-import { lost } from "../WorkerLost.ts"
+import { lost, watchdogLine } from "../WorkerLost.ts"
 import { follow } from "./SlurmFollow.ts"
 import { SlurmQueue } from "./SlurmQueue.ts"
 import { timeLimit } from "./SlurmScript.ts"
@@ -135,7 +135,10 @@ const conclude = Effect.fnUntraced(function* (
       return yield* verdict.error
     case "Lost":
       if (told === "stop") return yield* new Preempted({ message: "was ended; it goes on from its last checkpoint" })
-      return yield* lost(folder, verdict.exit, { who: `Slurm job ${job.id} (${verdict.how})` })
+      return yield* lost(folder, verdict.exit, {
+        who: `Slurm job ${job.id} (${verdict.how})`,
+        watchdog: yield* watchdogLine(attempt.job.work, Date.parse(job.submittedAt))
+      })
   }
 })
 
