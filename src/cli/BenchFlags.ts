@@ -29,6 +29,10 @@ export const sharing = {
     Flag.withDescription("How several ranks share out the model")
   ),
   shardSize: positive("shard-size", 8, "Of hsdp: ranks that share one copy"),
+  shareGradients: Flag.Boolean("share-gradients").pipe(
+    Flag.withDefault(false),
+    Flag.withDescription("Sum gradients over ranks after every micro-batch, and keep a share of them alone")
+  ),
   gradientSum: Flag.Literals("gradient-sum", ["fast", "fixed-order"]).pipe(Flag.withDefault("fast"))
 }
 
@@ -59,6 +63,7 @@ export interface Asked {
 export interface AskedSharing {
   readonly strategy: NonNullable<ModelOptions["strategy"]>
   readonly shardSize: number
+  readonly shareGradients: boolean
   readonly gradientSum: "fast" | "fixed-order"
 }
 
@@ -118,13 +123,19 @@ const asRank = Effect.fnUntraced(function* (asked: Asked & AskedWorld) {
   const { shape, options: alone } = yield* chosen(asked)
   const { ranksOf } = yield* Effect.promise(() => import("../pipeline/run/Ranks.ts"))
   const ranks = yield* Effect.fromResult(ranksOf(process.env))
-  const { gradientSum, shardSize, strategy } = asked
-  const wish = { strategy, shard_size: shardSize, gradient_sum: gradientSum, watchdog_seconds: 45 }
+  const { gradientSum, shardSize, shareGradients, strategy } = asked
+  const wish = {
+    strategy,
+    shard_size: shardSize,
+    share_gradients: shareGradients,
+    gradient_sum: gradientSum,
+    watchdog_seconds: 45
+  }
   if (asked.communicator === "fake") {
     if (asked.rank < 0 || asked.rank >= asked.world)
       return yield* new UsageError({ message: `--rank ${asked.rank} is not below --world ${asked.world}` })
     const world = { rank: asked.rank, size: asked.world, communicator: "fake" as const }
-    return { shape, options: { ...alone, strategy, shardSize, gradientSum, world }, speaks: true }
+    return { shape, options: { ...alone, strategy, shardSize, shareGradients, gradientSum, world }, speaks: true }
   }
   if (ranks.size === 1) return { shape, options: alone, speaks: true }
   const { openWorld } = yield* Effect.promise(() => import("../engine/World.ts"))

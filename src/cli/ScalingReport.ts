@@ -149,7 +149,7 @@ const forecastTable = ({ forecast, links, microBatchMillis, penalty }: ScalingRe
     ])
   return [
     "weak scaling, as tokens/s of a GPU over those of one alone: A·t / (A·t + exposed + c·overlapped)",
-    `t = ${microBatchMillis.value.toFixed(1)} ms a micro-batch, ${microBatchMillis.source}: ${microBatchMillis.of}`,
+    `t = ${microBatchMillis.value.toPrecision(4)} ms a micro-batch, ${microBatchMillis.source}: ${microBatchMillis.of}`,
     `c = ${penalty.value.toFixed(3)}, ${penalty.source}: ${penalty.of}`,
     `${(links.nvlink / 1e9).toFixed(0)} GB/s of NVLink's bus and ${(links.network / 1e9).toFixed(0)} GB/s of network for each GPU, ${links.gpusPerNode} GPUs a node`,
     Format.table(

@@ -30,6 +30,7 @@ export interface Workload {
   readonly precision: "auto" | "fp32" | "bf16" | "bf16-sr"
   readonly recompute: NonNullable<ModelOptions["recompute"]>
   readonly shardSize: number
+  readonly shareGradients: boolean
   readonly steps: number
 }
 
@@ -47,7 +48,7 @@ export interface Variant {
 }
 
 const argumentsOf = (workload: Workload, variant: Variant): ReadonlyArray<string> => {
-  const { device, length, microBatch, model, precision, recompute, shardSize, steps } = workload
+  const { device, length, microBatch, model, precision, recompute, shardSize, shareGradients, steps } = workload
   const { accumulate, contention, ranks = 1, strategy, threads, world } = variant
   const size = world ?? ranks
   // hsdp with copies of one machine's ranks alone is fsdp.
@@ -67,7 +68,12 @@ const argumentsOf = (workload: Workload, variant: Variant): ReadonlyArray<string
     ...(world === undefined ? {} : { communicator: "fake", world, rank: 0 }),
     ...(contention === undefined ? {} : { contention })
   }
-  return ["bench", "train", ...Object.entries(flags).flatMap(([name, value]) => [`--${name}`, String(value)])]
+  return [
+    "bench",
+    "train",
+    ...Object.entries(flags).flatMap(([name, value]) => [`--${name}`, String(value)]),
+    ...(shareGradients ? ["--share-gradients"] : [])
+  ]
 }
 
 export const measure = Effect.fn("ScalingRuns.measure")(function* (workload: Workload, variant: Variant) {

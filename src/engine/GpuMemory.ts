@@ -23,6 +23,8 @@ const strategies: ReadonlyArray<{ readonly strategy: Strategy; readonly cost: nu
 ]
 /** Time that a halved micro-batch costs: smaller products, and the optimizer's share stays. */
 const HALVING_COST = 0.02
+/** Sums over ranks after every micro-batch instead of once a step. */
+const SHARED_GRADIENTS_COST = 0.03
 /** Twice as many ranks finish sooner, but want GPUs: after all that costs less than this, and last where this machine has no more. */
 const MORE_GPUS_COST = 0.05
 const MORE_MACHINES_COST = 0.5
@@ -89,6 +91,7 @@ interface Change {
   readonly recompute: Recompute
   readonly batch: number
   readonly strategy: Strategy
+  readonly shareGradients: boolean
   readonly ranks: number
   /** Share of the time, roughly. */
   readonly cost: number
@@ -100,33 +103,41 @@ const doublings = (from: number, to: number): ReadonlyArray<number> => {
   return counts
 }
 
+/** Ways to share a model out among `ranks` that keep no more on each than now, with what they cost beside now. */
+const ways = (options: Native.ModelOptions, ranks: number) => {
+  const now = strategies.findIndex(({ strategy }) => strategy === (options.strategy ?? "none"))
+  const shares = options.shareGradients ?? false
+  const { shardSize = 1 } = options
+  return strategies
+    .slice(now, ranks === 1 ? now + 1 : strategies.length)
+    .filter(({ strategy }, index) => index === 0 || strategy !== "hsdp" || shardSize < ranks)
+    .flatMap(({ cost, strategy }) =>
+      (shares || strategy === "none" || ranks === 1 ? [shares] : [false, true]).map((shareGradients) => ({
+        strategy,
+        shareGradients,
+        cost: cost - (strategies[now]?.cost ?? 0) + (shareGradients && !shares ? SHARED_GRADIENTS_COST : 0)
+      }))
+    )
+}
+
 /** All weaker demands on memory, by what they cost in time. `gpus`: of this machine. */
 const changes = (options: Native.ModelOptions, { batch }: TrainingSize, gpus: number): ReadonlyArray<Change> => {
   const level = levels.findIndex(({ recompute }) => recompute === (options.recompute ?? "none"))
   const ranks = options.world?.size ?? 1
-  const now = strategies.findIndex(({ strategy }) => strategy === (options.strategy ?? "none"))
-  const known = strategies
-    .slice(now)
-    .filter(({ strategy }) => strategy !== "hsdp" || (options.shardSize ?? 1) < (options.world?.size ?? 1))
   // A rank that computes through the host's memory shares its GPU with the others: more of them make it no better.
   const counts = options.world?.communicator === "host-staged" ? [ranks] : doublings(ranks, MOST_RANKS)
   const rankCost = (count: number) => Math.log2(count / ranks) * (count <= gpus ? MORE_GPUS_COST : MORE_MACHINES_COST)
-  return Array.from({ length: Math.floor(Math.log2(batch)) + 1 }, (_, halvings) => halvings)
-    .flatMap((halvings) =>
+  return doublings(1, batch)
+    .flatMap((divisor, halvings) =>
       levels.slice(level).flatMap(({ cost, recompute }) =>
         counts.flatMap((count) =>
-          (count === 1 ? known.slice(0, 1) : known).map((way) => ({
+          ways(options, count).map(({ cost: sharing, shareGradients, strategy }) => ({
             recompute,
-            batch: batch >> halvings,
-            strategy: way.strategy,
+            batch: Math.floor(batch / divisor),
+            strategy,
+            shareGradients,
             ranks: count,
-            cost:
-              cost -
-              (levels[level]?.cost ?? 0) +
-              halvings * HALVING_COST +
-              way.cost -
-              (strategies[now]?.cost ?? 0) +
-              rankCost(count)
+            cost: cost - (levels[level]?.cost ?? 0) + halvings * HALVING_COST + sharing + rankCost(count)
           }))
         )
       )
@@ -138,6 +149,7 @@ const changed = (options: Native.ModelOptions, change: Change): Native.ModelOpti
   ...options,
   recompute: change.recompute,
   strategy: change.strategy,
+  shareGradients: change.shareGradients,
   ...(change.ranks === 1
     ? {}
     : {
@@ -155,6 +167,7 @@ const wordsOf = (change: Change, options: Native.ModelOptions, size: TrainingSiz
   const steps = [
     ...(change.ranks === ranks ? [] : [`share the model among ${change.ranks} GPUs (resources.ranks, resources.gpus)`]),
     ...(change.strategy === (options.strategy ?? "none") ? [] : [`set strategy to ${change.strategy}`]),
+    ...(change.shareGradients === (options.shareGradients ?? false) ? [] : ["set share_gradients to true"]),
     ...(change.batch === size.batch ? [] : [`set micro_batch to ${change.batch} (batch_tokens keeps the step's size)`]),
     ...(change.recompute === (options.recompute ?? "none") ? [] : [`set recompute to ${change.recompute}`])
   ].join(" and ")

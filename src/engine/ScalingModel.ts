@@ -29,6 +29,8 @@ export interface ScalingInputs {
   readonly strategy: Strategy
   /** Ranks that share one copy; of hsdp alone. */
   readonly shardSize: number
+  /** Gradients are summed over ranks after every micro-batch, not after a step's last alone. */
+  readonly shareGradients?: boolean
   readonly gpus: number
   /** A: micro-batches that each rank makes in a step. */
   readonly accumulate: number
@@ -45,7 +47,7 @@ export interface ScalingInputs {
 }
 
 export interface ScalingForecast {
-  /** Seconds of all reductions of a step, and of one gather of all weights. */
+  /** Seconds of one reduction of all gradients, and of one gather of all weights. */
   readonly reduceSeconds: number
   readonly gatherSeconds: number
   /** Of a step: what nothing is computed beside, and what the rest costs. */
@@ -80,28 +82,33 @@ const collectives = (
 }
 
 export const forecastScaling = (inputs: ScalingInputs): ScalingForecast => {
-  const { accumulate: rounds, microBatchSeconds: micro, penalty, strategy } = inputs
-  const { gather, reduce } = collectives(inputs, inputs.parameters)
+  const { accumulate, microBatchSeconds: micro, penalty, shareGradients = false, strategy } = inputs
+  const whole = collectives(inputs, inputs.parameters)
   const first = collectives(inputs, inputs.embeddingParameters)
   const [forward, backward] = [FORWARD_SHARE * micro, (1 - FORWARD_SHARE) * micro]
   const onDemand = strategy === "fsdp" || strategy === "hsdp"
-  // zero2 gathers once, beside the first forward pass; fsdp for every pass, all but the first group beside the compute of the one before.
-  const gathers = onDemand ? rounds : 1
-  const backwardGather = onDemand ? gather : 0
-  const last = Math.max(0, reduce + backwardGather - backward)
-  const others = (rounds - 1) * Math.max(0, backwardGather - backward)
-  const exposedSeconds = gathers * Math.max(0, gather - forward) + last + others + first.reduce + gathers * first.gather
-  const beside =
-    Math.min(reduce + gather + backwardGather, micro) + (gathers - 1) * Math.min(gather + backwardGather, micro)
+  let exposedSeconds = 0
+  let beside = 0
+  for (let round = 0; round < accumulate; round++) {
+    // zero2 gathers once a step, beside its first forward pass; fsdp for every pass, beside the compute of the group before.
+    const gathers = onDemand || round === 0
+    const reduces = shareGradients || round === accumulate - 1
+    const before = gathers ? whole.gather : 0
+    const after = (onDemand ? whole.gather : 0) + (reduces ? whole.reduce : 0)
+    exposedSeconds += Math.max(0, before - forward) + Math.max(0, after - backward)
+    // Nothing can be computed beside the first group's gather, nor beside the last reduction, which is the same group's.
+    exposedSeconds += (gathers ? first.gather : 0) + (reduces ? first.reduce : 0)
+    beside += Math.min(before + after, micro)
+  }
   const penaltySeconds = penalty * beside
-  const stepSeconds = rounds * micro + exposedSeconds + penaltySeconds
+  const stepSeconds = accumulate * micro + exposedSeconds + penaltySeconds
   return {
-    reduceSeconds: reduce,
-    gatherSeconds: gather,
+    reduceSeconds: whole.reduce,
+    gatherSeconds: whole.gather,
     exposedSeconds,
     penaltySeconds,
     stepSeconds,
-    efficiency: (rounds * micro) / stepSeconds
+    efficiency: (accumulate * micro) / stepSeconds
   }
 }
 

@@ -1,5 +1,5 @@
 /** What a model's shape says of its files and of the engine's memory, in bytes. Pure arithmetic; file sizes are within a few KB of the real ones. */
-import { type ModelShape, parameterCount, tensorShapes } from "./Architecture.ts"
+import { embeddingParameters, type ModelShape, parameterCount, tensorShapes } from "./Architecture.ts"
 import { type GgufType, tensorType } from "./Gguf.ts"
 import { tensorBytes } from "./GgufFormat.ts"
 import type { Precision } from "./HfConfig.ts"
@@ -69,12 +69,37 @@ const transferBytes = (shape: ModelShape): number =>
 const trainingBytesPerParameter = (state: StateType): number =>
   3 * DTYPE_BYTES[dtypeOf[state]] + (state === "fp32" ? 0 : FLOAT) + FLOAT
 
-/** Weights, gradients, two moments and the activations of one micro-batch of `rows` tokens, in a process of its own. */
-export const trainingMemory = (shape: ModelShape, rows: number, state: StateType = "fp32"): number =>
-  trainingBytesPerParameter(state) * parameterCount(shape) +
-  activationBytes(shape, rows, "train") +
-  transferBytes(shape) +
-  PROCESS_BYTES
+/** Ranks that train together on one machine; the strategies are native/distributed/sharding.h's. */
+export interface SharedTraining {
+  readonly ranks: number
+  readonly strategy: "none" | "zero2" | "fsdp" | "hsdp"
+  readonly shard_size?: number
+  readonly share_gradients?: boolean
+}
+
+/** Of all ranks together: the state once for each copy, on every rank a copy to compute with, and gradients. */
+const sharedBytes = (shape: ModelShape, state: StateType, shared: SharedTraining): number => {
+  const { ranks, shard_size: shardSize = ranks, share_gradients: shareGradients = false, strategy } = shared
+  const parameters = parameterCount(shape)
+  if (ranks === 1 || strategy === "none") return ranks * trainingBytesPerParameter(state) * parameters
+  const copies = strategy === "hsdp" ? ranks / Math.min(ranks, shardSize) : 1
+  // What is gathered or reduced lies whole for two layers and the larger of embedding and head: native/distributed/store_plan.h.
+  const layer = (parameters - 2 * embeddingParameters(shape)) / shape.num_hidden_layers
+  const slots = Math.min(parameters, 2 * layer + embeddingParameters(shape))
+  const compute = strategy === "zero2" ? parameters : slots
+  const gradients = shareGradients ? slots + (parameters * copies) / ranks : parameters
+  return 3 * DTYPE_BYTES[dtypeOf[state]] * parameters * copies + ranks * FLOAT * (compute + gradients)
+}
+
+/** Weights, gradients, two moments and the activations of one micro-batch of `rows` tokens, in a process of its own; or in several. */
+export const trainingMemory = (
+  shape: ModelShape,
+  rows: number,
+  state: StateType = "fp32",
+  shared: SharedTraining = { ranks: 1, strategy: "none" }
+): number =>
+  sharedBytes(shape, state, shared) +
+  shared.ranks * (activationBytes(shape, rows, "train") + transferBytes(shape) + PROCESS_BYTES)
 
 /** Weights and the activations of a batch of `rows` tokens. */
 export const scoringMemory = (shape: ModelShape, rows: number): number =>

@@ -247,14 +247,16 @@ export interface StageType<
   ): Effect.Effect<Extent | undefined, never, FileSystem.FileSystem | Path.Path>
   /**
    * Amounts and sizes before anything runs; undefined where too little is known. Port → facts of its artifacts, in order; `observed` is what `observe`
-   * returned; `origins` are the artifacts' names, "stage.port", by port.
+   * returned; `origins` are the artifacts' names, "stage.port", by port; `ranks` is how many processes, in the memory of this machine, will do
+   * the work in step.
    */
   forecast?(
     params: Decoded<P>,
     inputs: { readonly [K in keyof I]: ReadonlyArray<Facts> },
     previous?: { readonly params: Decoded<P>; readonly outputs: Readonly<Record<string, Facts>> },
     observed?: Schema.Json,
-    origins?: { readonly [K in keyof I]: ReadonlyArray<string> }
+    origins?: { readonly [K in keyof I]: ReadonlyArray<string> },
+    ranks?: number
   ): Forecast | undefined
   /** Seconds by the engine's own model of this machine, or of one with the GPUs that the file names, for where no past run can tell. */
   modelSeconds?(forecast: Forecast, params: Decoded<P>, threads: number, gpus?: Gpus): Effect.Effect<number | undefined>

@@ -251,11 +251,12 @@ export const pretrainStage = defineStage({
     const state = yield* newestState(path.join(work, "checkpoints"))
     return state === undefined ? undefined : yield* extentOf(work, state.step)
   }),
-  forecast: (params, { data }, previous) =>
+  forecast: (params, { data }, previous, _, __, ranks) =>
     forecastPretrain(
       params,
       data[0],
-      previous === undefined ? undefined : { params: previous.params, state: previous.outputs["state"] }
+      previous === undefined ? undefined : { params: previous.params, state: previous.outputs["state"] },
+      ranks
     ),
   modelSeconds: ({ amount }, _, threads, gpus) => secondsOfArithmetic(amount, threads, gpus),
   run: Effect.fn("pretrain")(function* (context) {

@@ -184,12 +184,13 @@ export const sftStage = defineStage({
     const state = yield* newestState(path.join(work, "checkpoints"))
     return state === undefined ? undefined : yield* extentOf(work, state.step)
   }),
-  forecast: (params, { base, conversations }, previous) =>
+  forecast: (params, { base, conversations }, previous, _, __, ranks) =>
     forecastSft(
       params,
       base[0],
       conversations[0],
-      previous === undefined ? undefined : { params: previous.params, model: previous.outputs["model"] }
+      previous === undefined ? undefined : { params: previous.params, model: previous.outputs["model"] },
+      ranks
     ),
   modelSeconds: ({ amount }, _, threads, gpus) => secondsOfArithmetic(amount, threads, gpus),
   run: Effect.fn("sft")(function* (context) {

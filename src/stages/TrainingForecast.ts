@@ -4,7 +4,13 @@ import type { TrainingPrecisionWish } from "../engine/Compute.ts"
 import { keptBranch, retainedSteps, type RetentionPlan } from "../engine/Retention.ts"
 import { agreedSteps, canBeContinued, type LearningRateSchedule } from "../engine/Schedule.ts"
 import { type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
-import { checkpointBytes, hfModelBytes, type StateType, trainingMemory } from "../model/ModelSizes.ts"
+import {
+  checkpointBytes,
+  hfModelBytes,
+  type SharedTraining,
+  type StateType,
+  trainingMemory
+} from "../model/ModelSizes.ts"
 import type { Extent, Forecast } from "../pipeline/StageType.ts"
 import { formatBytes, formatCount } from "../pipeline/file/Quantity.ts"
 import { factsOf, numberIn, passedOn, shapeIn } from "./KnownFacts.ts"
@@ -27,7 +33,7 @@ export const forwardFlops = (shape: ModelShape, length: number): number => flops
 
 const stateOf = (precision: typeof TrainingPrecisionWish.Type): StateType => (precision === "bf16-sr" ? "bf16" : "fp32")
 
-interface PretrainParams {
+interface PretrainParams extends Omit<SharedTraining, "ranks"> {
   readonly model: ModelShape
   readonly max_tokens: number
   readonly batch_tokens: number
@@ -94,7 +100,8 @@ const continuedAt = (
 export const forecastPretrain = (
   params: PretrainParams,
   data: Facts | undefined,
-  previous: { readonly params: PretrainParams; readonly state: Facts | undefined } | undefined
+  previous: { readonly params: PretrainParams; readonly state: Facts | undefined } | undefined,
+  ranks = 1
 ): Forecast | undefined => {
   const { model: shape } = params
   const seqLen = numberIn(data, "seq_len")
@@ -134,7 +141,10 @@ export const forecastPretrain = (
     bytes: checkpoints * checkpointBytes(shape, state) + 2 * METRICS_LINE_BYTES * (totalSteps + validations),
     // The dataset is mapped, which costs no memory of its own; the held-out batches stay.
     memory:
-      trainingMemory(shape, (params.micro_batch === "auto" ? CPU_MICRO_BATCH : params.micro_batch) * seqLen, state) +
+      trainingMemory(shape, (params.micro_batch === "auto" ? CPU_MICRO_BATCH : params.micro_batch) * seqLen, state, {
+        ...params,
+        ranks
+      }) +
       heldOut * (blockBytes + (params.document_mask ? 12 : 8) * seqLen),
     ...(resumesAt === undefined ? {} : { resumesAt }),
     outputs: {
@@ -165,7 +175,8 @@ export const forecastSft = (
   },
   base: Facts | undefined,
   conversations: Facts | undefined,
-  previous: { readonly params: { readonly epochs: number }; readonly model: Facts | undefined } | undefined
+  previous: { readonly params: { readonly epochs: number }; readonly model: Facts | undefined } | undefined,
+  ranks = 1
 ): Forecast | undefined => {
   const shape = shapeIn(base)
   if (shape === undefined) return undefined
@@ -180,7 +191,7 @@ export const forecastSft = (
     bytes:
       (1 + BEST_CHECKPOINTS + TRANSIENT_CHECKPOINTS) * checkpointBytes(shape, stateOf(params.precision)) +
       hfModelBytes(shape, "fp32"),
-    memory: trainingMemory(shape, params.micro_batch * length, stateOf(params.precision)),
+    memory: trainingMemory(shape, params.micro_batch * length, stateOf(params.precision), { ranks, strategy: "none" }),
     // A finished run left no optimizer state: all steps are made anew.
     ...(previous === undefined || before === undefined
       ? {}

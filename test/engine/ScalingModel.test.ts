@@ -52,6 +52,8 @@ describe("the model of scaling", () => {
     assert.isBelow(forecastScaling(inputs({ penalty: 0.3 })).efficiency, forecastScaling(inputs({})).efficiency)
     const of = (strategy: "zero2" | "fsdp") => forecastScaling(inputs({ strategy, accumulate: 8 })).efficiency
     assert.isBelow(of("fsdp"), of("zero2"))
+    const shared = forecastScaling(inputs({ accumulate: 8, shareGradients: true })).efficiency
+    assert.isBelow(shared, of("zero2"))
   })
 
   it("takes the penalty from a micro-batch alone and beside contention", () => {

@@ -9,7 +9,7 @@ import { embeddingParameters, type ModelShape, parameterCount, trainingFlops } f
 import type { ModelOptions, Native } from "../../engine/Native.ts"
 import { forecastScaling, overlapPenalty, type Strategy, usualLinks, USUAL_PENALTY } from "../../engine/ScalingModel.ts"
 import { UsageError } from "../../pipeline/plan/Selection.ts"
-import { contentionOf, positive } from "../BenchFlags.ts"
+import { contentionOf, positive, sharing } from "../BenchFlags.ts"
 import { type BenchTarget, benchTarget } from "../BenchTarget.ts"
 import {
   type Figure,
@@ -47,6 +47,7 @@ const flags = {
   world: listFlag("world", "8,16,64", "Worlds of which one rank is looked at alone"),
   strategy: listFlag("strategy", "zero2,hsdp", "Strategies to look at; ranks are started with the first"),
   shardSize: positive("shard-size", 8, "Of hsdp: ranks that share one copy"),
+  shareGradients: sharing.shareGradients,
   accumulate: listFlag("accumulate", "1,8", "Micro-batches of a rank's step, for the forecast"),
   microBatch: Flag.Int("micro-batch").pipe(
     Flag.optional,
@@ -107,6 +108,7 @@ interface Wanted {
   readonly microBatch: Option.Option<number>
   readonly length: Option.Option<number>
   readonly shardSize: number
+  readonly shareGradients: boolean
   readonly steps: number
 }
 
@@ -127,6 +129,7 @@ const placeOf = Effect.fnUntraced(function* (model: string, target: BenchTarget,
     precision: device === "cpu" ? "fp32" : precision,
     recompute,
     shardSize: wanted.shardSize,
+    shareGradients: wanted.shareGradients,
     steps: wanted.steps
   }
   const obstacle = device === "cuda" ? undefined : yield* tooMuchForCpu(target.shape, workload, cores, native)
@@ -201,7 +204,7 @@ const lookAtWorlds = Effect.fnUntraced(function* (
 ) {
   const { forecastMemory } = yield* Effect.promise(() => import("../../engine/GpuMemory.ts"))
   const { cores, obstacle, workload } = place
-  const { length, microBatch, recompute, shardSize } = workload
+  const { length, microBatch, recompute, shardSize, shareGradients } = workload
   const rows: Array<WorldRow> = []
   for (const world of worlds) {
     for (const strategy of strategies) {
@@ -218,6 +221,7 @@ const lookAtWorlds = Effect.fnUntraced(function* (
         recompute,
         strategy,
         shardSize: shards,
+        shareGradients,
         world: { rank: 0, size: world, communicator: "fake" }
       }
       const { planned } = forecastMemory(native, shape, options, { batch: microBatch, length })
@@ -334,6 +338,7 @@ export const scalingCommand = Command.make(
           ...forecastScaling({
             strategy,
             shardSize: Math.min(workload.shardSize, count),
+            shareGradients: workload.shareGradients,
             gpus: count,
             accumulate,
             microBatchSeconds: microBatchMillis.value / 1000,

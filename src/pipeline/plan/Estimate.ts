@@ -60,9 +60,14 @@ export const forecastOf = Effect.fnUntraced(function* (
     inputs,
     before,
     observed !== undefined && Result.isSuccess(observed) ? observed.success : undefined,
-    origins
+    origins,
+    inOneMemory(stage)
   )
 })
+
+/** Ranks that compute in this machine's memory: not those with a GPU each, nor a cluster's. */
+const inOneMemory = ({ executor, resources: { gpus, ranks } }: ResolvedStage): number =>
+  executor.kind === "local" && ranks > gpus ? ranks : 1
 
 export const estimate = Effect.fnUntraced(function* (question: {
   readonly stage: ResolvedStage

@@ -4,6 +4,7 @@ import { batch } from "./Batch.ts"
 import { budget } from "./Budget.ts"
 import * as ContextLength from "./ContextLength.ts"
 import { documentMask } from "./DocumentMask.ts"
+import { gpuMemory } from "./GpuMemory.ts"
 import { access, retries } from "./Sources.ts"
 import { tokenizers, vocabulary } from "./Vocabulary.ts"
 
@@ -15,6 +16,7 @@ export const rules: ReadonlyArray<Rule> = [
   ContextLength.fineTuning,
   batch,
   documentMask,
+  gpuMemory,
   retries,
   access
 ]

@@ -203,6 +203,29 @@ describe("a preflight of pretraining", () => {
       }).pipe(Effect.provide(services))
     )
 
+  it.effect("tells what training takes on each of a cluster's GPUs, by strategy and number of ranks", () =>
+    Effect.gen(function* () {
+      const on = (settings: string) =>
+        Effect.map(
+          findingsOn(
+            base(`max_tokens: 5120000, batch_tokens: 65536, micro_batch: 4, ${settings}`).replace(
+              / \} \}\n$/u,
+              " }, resources: { gpus: 16 }, executor: { kind: slurm } }\n"
+            ),
+            dataset(good)
+          ),
+          (findings) => say(findings, "GPU memory", "base")
+        )
+      const sharded = yield* on("strategy: fsdp")
+      assert.match(sharded, /^ok: training takes [\d.]+ GB on each of 16 GPUs \(strategy fsdp\)/u)
+      assert.match(
+        yield* on("strategy: hsdp, shard_size: 5"),
+        /^missing: hsdp: shard_size \(5\) must divide the number of ranks \(16\)\. set shard_size to a number that divides resources\.ranks/u
+      )
+      assert.strictEqual(yield* on("device: cpu"), "")
+    }).pipe(Effect.provide(services))
+  )
+
   it.effect("tells GPUs that are not there, and batches that they cannot share", () =>
     Effect.gen(function* () {
       const on = (gpus: number, tokens: number) =>
