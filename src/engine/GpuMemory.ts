@@ -213,8 +213,11 @@ export const requireGpuMemory = Effect.fn("requireGpuMemory")(function* (
   const gpu = gpus[options.gpu ?? 0]
   if (options.device !== "cuda" || gpu === undefined) return undefined
   const bytes = yield* Effect.try({ try: () => gpuTrainingBytes(native, shape, options, size), catch: misfit })
-  if (bytes <= gpu.memory) return { bytes, memory: gpu.memory, name: gpu.name }
-  const { memory, name } = gpu
+  // Ranks that speak through the host's memory may share a GPU.
+  const sharers = options.world?.communicator === "host-staged" ? Math.ceil(options.world.size / gpus.length) : 1
+  const memory = gpu.memory / sharers
+  if (bytes <= memory) return { bytes, memory: gpu.memory, name: gpu.name }
+  const { name } = gpu
   return yield* new StageError({
     failure: "out-of-memory",
     message: doesNotFit(options, size, bytes, { memory, name }),

@@ -124,7 +124,7 @@ describe("bench scaling", () => {
     assert.match(refused("tinylama-1.1b"), /neither a file nor a model's name.*Did you mean tinyllama-1.1b\?/u)
     assert.match(refused("--ranks", "1,x"), /--ranks is whole numbers of at least 1/u)
     assert.match(refused("--world", "0"), /--world is whole numbers of at least 1/u)
-    assert.match(refused("--strategy", "zero3"), /--strategy is of none, zero2, fsdp, hsdp; not zero3/u)
+    assert.match(refused("--strategy", "zero3"), /--strategy is of zero2, fsdp, hsdp, none; not zero3/u)
     const folder = mkdtempSync(join(tmpdir(), "tinyllama-bench-"))
     const file = join(folder, "p.yaml")
     writeFileSync(

@@ -2,35 +2,23 @@
  * `tinyllama bench scaling FILE|MODEL`: what more ranks give. Measured as far as there are devices, by ranks that it starts itself; one rank of larger
  * worlds is measured alone; what then remains is modelled. Every figure says which it is.
  */
-import { availableParallelism } from "node:os"
-import { Console, Effect, Option, Result } from "effect"
+import { Console, Effect, Option } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
+import { forecastScaling, type Strategy, usualLinks, USUAL_PENALTY } from "../../engine/ScalingModel.ts"
 import { embeddingParameters, type ModelShape, parameterCount, trainingFlops } from "../../model/Architecture.ts"
-import type { ModelOptions, Native } from "../../engine/Native.ts"
-import { forecastScaling, overlapPenalty, type Strategy, usualLinks, USUAL_PENALTY } from "../../engine/ScalingModel.ts"
 import { UsageError } from "../../pipeline/plan/Selection.ts"
-import { contentionOf, positive, sharing } from "../BenchFlags.ts"
-import { type BenchTarget, benchTarget } from "../BenchTarget.ts"
-import {
-  type Figure,
-  type ForecastRow,
-  type RanksRow,
-  reportText,
-  type SweepRow,
-  type WorldRow
-} from "../ScalingReport.ts"
-import { measure, type Workload } from "../ScalingRuns.ts"
+import { positive, sharing } from "../BenchFlags.ts"
+import { benchTarget } from "../BenchTarget.ts"
+import { lookAtWorlds, measureRanks, placeOf, sweepContention } from "../ScalingMeasure.ts"
+import { type Figure, type ForecastRow, reportText, type SweepRow, type WorldRow } from "../ScalingReport.ts"
+import type { Workload } from "../ScalingRuns.ts"
 
 const DATASHEET_FLOPS = 989e12
 /** Of the datasheet's bf16, causal attention counted, on an H200: docs/performance.md. */
 const SHARE_OF_DATASHEET = 0.552
-const GPU_MICRO_BATCH = 16
-const CPU_MICRO_BATCH = 2
 const MOST_MEASURED_RANKS = 8
-/** A micro-batch on a CPU that takes longer than this is not waited for. */
-const MOST_CPU_SECONDS = 20
 const forecastGpus = [8, 16, 32, 64]
-const every: ReadonlyArray<Strategy> = ["none", "zero2", "fsdp", "hsdp"]
+const every: ReadonlyArray<Strategy> = ["zero2", "fsdp", "hsdp", "none"]
 
 const listFlag = (name: string, metavar: string, describe: string) =>
   Flag.String(name).pipe(Flag.withMetavar(metavar), Flag.optional, Flag.withDescription(describe))
@@ -94,170 +82,6 @@ const strategiesIn = (text: Option.Option<string>, file: Strategy | undefined) =
 
 const doublings = (most: number): ReadonlyArray<number> =>
   Array.from({ length: Math.floor(Math.log2(Math.max(1, most))) + 1 }, (_, power) => 2 ** power)
-
-/** What a run on this machine would be; `obstacle`: why none is made. */
-interface Place {
-  readonly workload: Workload
-  readonly cores: number
-  readonly gpus: number
-  readonly obstacle: string | undefined
-}
-
-interface Wanted {
-  readonly device: "auto" | "cpu" | "cuda"
-  readonly microBatch: Option.Option<number>
-  readonly length: Option.Option<number>
-  readonly shardSize: number
-  readonly shareGradients: boolean
-  readonly steps: number
-}
-
-const placeOf = Effect.fnUntraced(function* (model: string, target: BenchTarget, wanted: Wanted, native: Native) {
-  const { chooseCompute } = yield* Effect.promise(() => import("../../engine/Compute.ts"))
-  const cores = availableParallelism()
-  const precision = target.precision ?? "auto"
-  const recompute = target.recompute ?? "pointwise"
-  const chosen = yield* chooseCompute({ device: wanted.device, gpu: 0, precision: "auto", recompute }, cores)
-  const device = chosen.device ?? "cpu"
-  // Without a GPU, and unless the CPU is asked for, the question is about GPUs: their usual micro-batch.
-  const usual = target.microBatch ?? (device === "cuda" || wanted.device === "auto" ? GPU_MICRO_BATCH : CPU_MICRO_BATCH)
-  const workload: Workload = {
-    model,
-    microBatch: Option.getOrElse(wanted.microBatch, () => usual),
-    length: Option.getOrElse(wanted.length, () => target.shape.max_position_embeddings),
-    device,
-    precision: device === "cpu" ? "fp32" : precision,
-    recompute,
-    shardSize: wanted.shardSize,
-    shareGradients: wanted.shareGradients,
-    steps: wanted.steps
-  }
-  const obstacle = device === "cuda" ? undefined : yield* tooMuchForCpu(target.shape, workload, cores, native)
-  return { workload, cores, gpus: native.gpus().gpus.length, obstacle } satisfies Place
-})
-
-const tooMuchForCpu = Effect.fnUntraced(function* (
-  shape: ModelShape,
-  workload: Workload,
-  cores: number,
-  native: Native
-) {
-  const { secondsOfArithmetic } = yield* Effect.promise(() => import("../../engine/MachineSpeed.ts"))
-  const { forecastMemory } = yield* Effect.promise(() => import("../../engine/GpuMemory.ts"))
-  const { length, microBatch } = workload
-  const flop = microBatch * length * trainingFlops["6(N - E) + 6LAT"](shape, length)
-  const seconds = yield* secondsOfArithmetic(flop, cores)
-  const { total } = forecastMemory(native, shape, { threads: cores, device: "cpu" }, { batch: microBatch, length })
-  const much = [
-    ...(seconds !== undefined && seconds > MOST_CPU_SECONDS
-      ? [`a micro-batch takes about ${Math.round(seconds)} s`]
-      : []),
-    ...(total > process.availableMemory() ? [`it takes ${(total / 2 ** 30).toFixed(1)} GiB of memory`] : [])
-  ]
-  return much.length === 0
-    ? undefined
-    : `nothing is measured on this CPU, where ${much.join(" and ")}: choose a smaller model, --micro-batch or --length`
-})
-
-/** Weak scaling on GPUs; on CPU ranks the cores are divided, so that all together have as many. */
-const measureRanks = Effect.fnUntraced(function* (place: Place, counts: ReadonlyArray<number>, strategy: Strategy) {
-  const { cores, gpus, workload } = place
-  const rows: Array<RanksRow> = []
-  const notes: Array<string> = []
-  for (const ranks of counts) {
-    if (workload.device === "cuda" && ranks > gpus) {
-      notes.push(`${ranks} ranks were not started: this machine has ${gpus} ${gpus === 1 ? "GPU" : "GPUs"}`)
-      continue
-    }
-    const threads = Math.max(1, Math.floor(cores / ranks))
-    if (workload.device === "cpu" && ranks > cores) notes.push(`${ranks} ranks shared ${cores} cores, one thread each`)
-    const run = yield* Effect.result(measure(workload, { strategy, threads, ranks, accumulate: 2 }))
-    if (Result.isFailure(run)) {
-      if (ranks === 1) return yield* run.failure
-      notes.push(`${ranks} ranks: ${run.failure.message}`)
-      continue
-    }
-    const speed = run.success
-    const alone = rows.find((row) => row.ranks === 1)
-    const fair = alone === undefined ? Number.NaN : alone.tokensPerSecond * (workload.device === "cuda" ? ranks : 1)
-    rows.push({
-      ranks,
-      threads,
-      tokensPerSecond: speed.tokensPerSecond,
-      efficiency: ranks === 1 ? 1 : speed.tokensPerSecond / fair,
-      stepMillis: speed.stepMillis.median,
-      held: speed.memory.held,
-      forecast: speed.memory.forecast,
-      source: "measured"
-    })
-  }
-  return { rows, notes }
-})
-
-/** Memory and compute of one rank of each world: measured alone where there is a device for it, else the plan's. */
-const lookAtWorlds = Effect.fnUntraced(function* (
-  place: Place,
-  shape: ModelShape,
-  worlds: ReadonlyArray<number>,
-  strategies: ReadonlyArray<Strategy>,
-  native: Native
-) {
-  const { forecastMemory } = yield* Effect.promise(() => import("../../engine/GpuMemory.ts"))
-  const { cores, obstacle, workload } = place
-  const { length, microBatch, recompute, shardSize, shareGradients } = workload
-  const rows: Array<WorldRow> = []
-  for (const world of worlds) {
-    for (const strategy of strategies) {
-      const shards = Math.min(shardSize, world)
-      if (strategy === "hsdp" && world % shards !== 0) continue
-      if (obstacle === undefined) {
-        const speed = yield* measure({ ...workload, steps: 3 }, { strategy, threads: cores, world, accumulate: 1 })
-        const { forecast, held } = speed.memory
-        rows.push({ world, strategy, forecast, held, microBatchMillis: speed.microBatchMillis, source: "measured" })
-        continue
-      }
-      const options: ModelOptions = {
-        ...gpuOptions(workload),
-        recompute,
-        strategy,
-        shardSize: shards,
-        shareGradients,
-        world: { rank: 0, size: world, communicator: "fake" }
-      }
-      const { planned } = forecastMemory(native, shape, options, { batch: microBatch, length })
-      rows.push({ world, strategy, forecast: planned, source: "modelled" })
-    }
-  }
-  return rows
-})
-
-const gpuOptions = ({ precision }: Workload): ModelOptions => ({
-  threads: 1,
-  device: "cuda",
-  precision: "bf16",
-  state: precision === "bf16-sr" ? "bf16" : "fp32"
-})
-
-/** A micro-batch beside contention of several sizes, on a GPU. */
-const sweepContention = Effect.fnUntraced(function* (place: Place, asked: Option.Option<string>) {
-  const levels = Option.getOrElse(asked, () => "4:150,8:300,16:600,24:900,32:1200")
-  if (place.workload.device !== "cuda" || levels === "none") return []
-  const alone = yield* measure(place.workload, { strategy: "none", threads: 1, accumulate: 1 })
-  const rows: Array<SweepRow> = []
-  for (const level of levels.split(",")) {
-    const { gigabytesPerSecond, multiprocessors } = yield* Effect.fromResult(contentionOf(level))
-    const contention = `${multiprocessors}:${gigabytesPerSecond}`
-    const speed = yield* measure(place.workload, { strategy: "none", threads: 1, accumulate: 1, contention })
-    rows.push({
-      multiprocessors,
-      gigabytesPerSecond: speed.contention?.gigabytesPerSecond ?? gigabytesPerSecond,
-      microBatchMillis: speed.microBatchMillis,
-      penalty: overlapPenalty(alone.microBatchMillis, speed.microBatchMillis),
-      source: "measured"
-    })
-  }
-  return rows
-})
 
 /** NCCL on NVLink runs 16 to 24 blocks: the middle of what was measured. */
 const COLLECTIVE_MULTIPROCESSORS = 16
@@ -325,8 +149,8 @@ export const scalingCommand = Command.make(
       obstacle === undefined ? yield* measureRanks(place, counts, strategy) : { rows: [], notes: [obstacle] }
     const world = yield* lookAtWorlds(place, shape, worlds, strategies, native)
     const sweep = yield* sweepContention(place, asked.contention)
-    const microBatchMillis = microBatchOf(asked.microMillis, shape, workload, world)
-    const penalty = penaltyOf(asked.penalty, sweep)
+    const microBatchMillis = microBatchOf(asked.microMillis, shape, workload, world.rows)
+    const penalty = penaltyOf(asked.penalty, sweep.rows)
     const links = { gpusPerNode: asked.gpusPerNode, nvlink: asked.nvlink * 1e9, network: asked.network * 1e9 }
     const forecast = forecastGpus.flatMap((count) =>
       strategies.flatMap((strategy) =>
@@ -362,13 +186,13 @@ export const scalingCommand = Command.make(
         recompute: workload.recompute,
         strategy,
         ranks: ranks.rows,
-        world,
-        sweep,
+        world: world.rows,
+        sweep: sweep.rows,
         microBatchMillis,
         penalty,
         links,
         forecast,
-        notes: ranks.notes
+        notes: [...ranks.notes, ...world.notes, ...sweep.notes]
       })
     )
   })
