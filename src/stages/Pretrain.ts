@@ -25,6 +25,7 @@ import {
   strategy,
   worldParameters
 } from "../engine/World.ts"
+import { withFewerRanks } from "../engine/FewerRanks.ts"
 import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
@@ -295,15 +296,20 @@ export const pretrainStage = defineStage({
     const { ranks } = context
     if (ranks.rank === 0) yield* noteTotal(context.work, totalSteps, "steps")
     const chosen = yield* chooseCompute(params, threads)
+    // Of what the file asks for: the step stays what it is when an attempt has fewer ranks.
+    const wanted = ranks.wanted ?? ranks.size
     const microBatch = yield* microBatchOf(
       params.micro_batch,
       shape,
-      sharedOut(params, ranks, chosen),
+      sharedOut(params, { rank: 0, size: wanted }, chosen),
       data.seqLen,
-      samplesPerStep / ranks.size
+      samplesPerStep / wanted
     )
-    yield* checkRounds(Math.ceil(samplesPerStep / microBatch), microBatch, ranks.size)
-    const compute = yield* openWorld(params, ranks, chosen, yield* Effect.orDie(Native.load), {
+    const microBatches = Math.ceil(samplesPerStep / microBatch)
+    yield* checkRounds(microBatches, microBatch, wanted)
+    const { said, wish } = withFewerRanks(params, ranks, microBatches)
+    if (ranks.rank === 0) said.forEach(warn)
+    const compute = yield* openWorld(wish, ranks, chosen, yield* Effect.orDie(Native.load), {
       work: context.work,
       agreement: {
         "version of tinyllama": version,
@@ -320,7 +326,7 @@ export const pretrainStage = defineStage({
       )
     const model = yield* openModel(shape, compute)
     const world = ranksOf(model, ranks)
-    log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks, ${params.strategy}` : ""}`)
+    log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks, ${wish.strategy}` : ""}`)
     const validation = inBatches(
       yield* heldOut.inOrder(0, Math.min(params.validation_blocks, heldOut.blocks)),
       data.seqLen,

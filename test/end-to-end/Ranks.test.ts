@@ -5,6 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import {
   checkpointsOf,
+  isThere,
   journalOf,
   mpi,
   named,
@@ -76,6 +77,35 @@ describe("training on ranks", () => {
         assert.strictEqual(code, 0, output)
         assert.match(output, /goes on from the checkpoint of step \d+ of 200/u)
         assert.deepStrictEqual(resultOf(runs), undisturbed)
+      }).pipe(Effect.scoped),
+    120_000
+  )
+
+  live(
+    named("goes on with fewer of them where two attempts lost one, though they do not divide the step: the same bytes"),
+    () =>
+      Effect.gen(function* () {
+        // 8 micro-batches a step.
+        const settings = { max_tokens: 128 * 100, batch_tokens: 128 }
+        const alone = yield* completed({ ...onRanks(1, "none"), ...settings })
+        const runs = yield* runsFolder
+        const running = startRun(runs, { ...onRanks(4, "hsdp"), ...settings, "resources.elastic": "[3, 4]" })
+        for (const attempt of [1, 2]) {
+          const before = checkpointsOf(runs).at(-1)
+          yield* Effect.promise(() =>
+            whileRunning(running, () => (checkpointsOf(runs).at(-1) === before ? undefined : true))
+          )
+          const victim = ranksOf(running).at(-1)
+          assert.isDefined(victim, `attempt ${attempt}`)
+          process.kill(victim!.pid, "SIGKILL")
+          yield* Effect.promise(() => whileRunning(running, () => (isThere(victim!.pid) ? undefined : true)))
+        }
+        const { code, output } = yield* Effect.promise(() => running.finished)
+        assert.strictEqual(code, 0, output)
+        assert.match(output, /goes on with 3 ranks instead of 4/u)
+        assert.match(output, /3 of 4 ranks do the 8 micro-batches of a step; in its last round 1 of them has none/u)
+        assert.match(output, /strategy fsdp instead of hsdp/u)
+        assert.deepStrictEqual(resultOf(runs), alone)
       }).pipe(Effect.scoped),
     120_000
   )

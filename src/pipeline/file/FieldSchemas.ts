@@ -68,6 +68,14 @@ export const resources = object({
     description:
       "Processes that do the work together, in step; one a GPU by default. They start by the RANK, WORLD_SIZE convention: under mpirun where they are more than the GPUs."
   },
+  elastic: {
+    type: "array",
+    items: { type: "integer", minimum: 1 },
+    minItems: 2,
+    maxItems: 2,
+    description:
+      "[fewest, most] ranks of an attempt. It begins with `ranks` (the most by default); after two attempts in a row that lost a rank the next has one less (one machine less with `nodes`). The step's batch stays the same."
+  },
   nodes: {
     type: "integer",
     minimum: 1,

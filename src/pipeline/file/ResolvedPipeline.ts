@@ -40,6 +40,8 @@ export interface Resources {
   readonly gpus: number
   /** Processes that do the work together, in step. */
   readonly ranks: number
+  /** Fewest and most of them that an attempt may have; undefined: always `ranks`. */
+  readonly elastic?: { readonly min: number; readonly max: number }
   /** Machines of a cluster that ranks and GPUs are spread over evenly; undefined: one. */
   readonly nodes?: number
   /** Of which kind they are, for estimates. */

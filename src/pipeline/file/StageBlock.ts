@@ -131,19 +131,22 @@ export const decodeResources = (
   report: Array<Diagnostic>
 ): Resources => {
   if (block !== undefined)
-    checkKeys(block, path, ["cpus", "memory", "disk", "gpus", "gpu", "ranks", "nodes"], "resources", report)
+    checkKeys(block, path, ["cpus", "memory", "disk", "gpus", "gpu", "ranks", "elastic", "nodes"], "resources", report)
   const cpus = nodeOf(block, "cpus")
   const all = cpus?._tag === "scalar" && cpus.value === "all"
   const memory = bytesAt(block, "memory", path, report)
   const disk = bytesAt(block, "disk", path, report)
   const gpu = gpuAt(block, path, report)
   const gpus = integerAt(block, "gpus", path, 0, report) ?? 0
-  const ranks = ranksAt(block, type, gpus, path, report)
+  const elastic = elasticAt(block, path, report)
+  const ranks = ranksAt(block, type, { gpus, most: elastic?.max }, path, report)
+  checkElastic(block, elastic, ranks, path, report)
   const nodes = nodesAt(block, { gpus, ranks }, path, report)
   return {
     cpus: all ? "all" : (integerAt(block, "cpus", path, 1, report) ?? type?.cpus ?? 1),
     gpus,
     ranks,
+    ...(elastic === undefined ? {} : { elastic }),
     ...(nodes === undefined ? {} : { nodes }),
     ...(memory === undefined ? {} : { memory }),
     ...(disk === undefined ? {} : { disk }),
@@ -151,22 +154,54 @@ export const decodeResources = (
   }
 }
 
-/** One a GPU by default, for types whose work can be done in ranks. */
+/** [fewest, most] */
+const elasticAt = (
+  block: MappingNode | undefined,
+  path: string,
+  report: Array<Diagnostic>
+): Resources["elastic"] | undefined => {
+  const node = nodeOf(block, "elastic")
+  if (node === undefined) return undefined
+  const items = node._tag === "sequence" ? node.items : []
+  const [min, max, ...more] = items.map((item) => (item._tag === "scalar" ? Number(item.value) : Number.NaN))
+  const fits = Number.isInteger(min) && Number.isInteger(max) && more.length === 0
+  if (fits && min !== undefined && max !== undefined && min >= 1 && min <= max) return { min, max }
+  return wrong(node, `${path}.elastic`, "the fewest and the most ranks, say [2, 4]", report)
+}
+
+/** An attempt begins with `ranks`, so they lie in the range. */
+const checkElastic = (
+  block: MappingNode | undefined,
+  elastic: Resources["elastic"],
+  ranks: number,
+  path: string,
+  report: Array<Diagnostic>
+): void => {
+  const node = nodeOf(block, "elastic")
+  if (node === undefined || elastic === undefined || (ranks >= elastic.min && ranks <= elastic.max)) return
+  const message = `is [${elastic.min}, ${elastic.max}], and the stage begins with ${ranks} ranks, which are not among them`
+  report.push(diagnose(node.span, `${path}.elastic`, message))
+}
+
+/** One a GPU by default, for types whose work can be done in ranks; without GPUs the most that `elastic` allows. */
 const ranksAt = (
   block: MappingNode | undefined,
   type: AnyStageType | undefined,
-  gpus: number,
+  { gpus, most = 1 }: { readonly gpus: number; readonly most: number | undefined },
   path: string,
   report: Array<Diagnostic>
 ): number => {
   const written = integerAt(block, "ranks", path, 1, report)
   const able = type === undefined || type.ranks === true
   const node = nodeOf(block, "ranks")
+  const elastic = nodeOf(block, "elastic")
+  if (elastic !== undefined && !able)
+    report.push(diagnose(elastic.span, `${path}.elastic`, `one process does the work of ${type.name}; leave it out`))
   if (written !== undefined && written > 1 && !able && node !== undefined) {
     const message = `is ${written}, but one process does the work of ${type.name}; leave it out`
     report.push(diagnose(node.span, `${path}.ranks`, message))
   }
-  return written ?? (type?.ranks === true ? Math.max(1, gpus) : 1)
+  return written ?? (type?.ranks === true ? (gpus > 0 ? gpus : most) : 1)
 }
 
 const nodesAt = (

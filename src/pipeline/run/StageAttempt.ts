@@ -10,7 +10,7 @@ import { Executor, type Job, type WorkerEvent } from "./Executor.ts"
 import { heldResult, holdResult } from "./HeldResult.ts"
 import { timestamp } from "../runs/Journal.ts"
 import { decodeParams } from "../file/Parameters.ts"
-import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
+import type { ResolvedStage, Resources } from "../file/ResolvedPipeline.ts"
 import { folderOf, linkOutputs, type Ready, type RunContext, warn } from "./RunContext.ts"
 import type { Lock } from "../runs/RunLock.ts"
 import { stopFailure } from "../file/StopRules.ts"
@@ -45,8 +45,16 @@ export const executeAttempt = Effect.fnUntraced(function* (
     cpus,
     lock,
     number: next,
+    resources,
     share
-  }: { readonly lock: Lock; readonly number: number; readonly cpus: number; readonly share: Share | undefined }
+  }: {
+    readonly lock: Lock
+    readonly number: number
+    readonly cpus: number
+    /** The stage's, or less where ranks were lost. */
+    readonly resources: Resources
+    readonly share: Share | undefined
+  }
 ) {
   const path = yield* Path.Path
   const { stage } = assignment
@@ -100,13 +108,14 @@ export const executeAttempt = Effect.fnUntraced(function* (
         work,
         previous: previousJob(stage, decision.previous),
         baseDirectory: context.pipeline.baseDirectory,
-        threads: threadsOf(stage, cpus),
+        threads: threadsOf({ ...stage, resources }, cpus),
+        ...(resources.ranks === stage.resources.ranks ? {} : { wantedRanks: stage.resources.ranks }),
         ...(share === undefined ? {} : { share }),
         ...(secrets.granted.size === 0 ? {} : { secrets: Array.from(secrets.granted.keys()) })
       },
       secrets,
       runsIn: stage.type.runsIn ?? "worker",
-      resources: stage.resources,
+      resources,
       key: maker,
       run: context.run.id,
       number,

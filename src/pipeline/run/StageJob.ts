@@ -47,7 +47,7 @@ export const runJob = Effect.fnUntraced(function* (
     baseDirectory: job.baseDirectory,
     threads: job.threads,
     share: job.share,
-    ranks,
+    ranks: job.wantedRanks === undefined ? ranks : { ...ranks, wanted: job.wantedRanks },
     progress: throttled((reading) =>
       emit({
         _tag: "Progress",

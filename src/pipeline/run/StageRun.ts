@@ -20,12 +20,13 @@ import { findJob } from "./ClusterJob.ts"
 import { KeyLedger } from "../plan/KeyLedger.ts"
 import { type StagePlan, willRun } from "../plan/Plan.ts"
 import type { ResolvedStage } from "../file/ResolvedPipeline.ts"
+import { afterFailed, fullStrength, withRanks } from "./Elastic.ts"
 import { retryDelay } from "./Retry.ts"
 import { type Assignment, linkOutputs, type Outputs, type Ready, type RunContext, warn } from "./RunContext.ts"
 import { acquireLock, type Claim, liveClaims, type Lock, LockHeld, lockHolder, shareLock } from "../runs/RunLock.ts"
 import { type AttemptError, type Executed, executeAttempt, publishAttempt } from "./StageAttempt.ts"
 import type { KeyParts } from "../plan/StageKey.ts"
-import { type Share, StageError } from "../StageType.ts"
+import { type FailureClass, type Share, StageError } from "../StageType.ts"
 
 export type StageResult =
   | { readonly _tag: "Cached"; readonly outputs: Outputs }
@@ -257,8 +258,10 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
   const { stage } = assignment
   const earlier = context.earlierAttempts.get(stage.name) ?? 0
   let began: number | undefined
+  let strength = fullStrength(stage.resources)
   for (let failures = 0; ; failures++) {
-    const ended = yield* withResources(context, stage, ({ cpus }) =>
+    const resources = withRanks(stage.resources, strength.ranks)
+    const ended = yield* withResources(context, { ...stage, resources }, ({ cpus }) =>
       Effect.gen(function* () {
         const obstacle = yield* obstacleToBegin(context, failures)
         if (obstacle !== undefined) return obstacle
@@ -266,7 +269,7 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
         const { lock, share } = turn
         const number = earlier + failures + 1
         const executed = yield* Effect.result(
-          executeAttempt(context, assignment, decision, { lock, number, cpus, share })
+          executeAttempt(context, assignment, decision, { lock, number, cpus, resources, share })
         )
         // While the cores are still held: the next stage must not begin any more after a failure.
         return Result.isSuccess(executed)
@@ -278,9 +281,16 @@ const attempts = Effect.fnUntraced(function* (context: RunContext, assignment: R
     const settled =
       ended._tag === "Executed" ? yield* published(context, stage, decision, ended, turn, failures, start) : ended
     if (settled._tag !== "TryAgain") return settled
+    const before = strength.ranks
+    strength = afterFailed(stage.resources, strength, settled.failure)
+    if (strength.ranks < before)
+      yield* warn(context, stage, `goes on with ${strength.ranks} ranks instead of ${before}: ${fewest(stage)}`)
     yield* Effect.timeoutOption(context.stop, settled.delay)
   }
 })
+
+const fewest = ({ resources: { elastic, ranks } }: ResolvedStage): string =>
+  `ranks were lost twice, and elastic allows ${elastic?.min ?? ranks} to ${ranks}`
 
 /** A cluster has its own queue: nothing of this machine is taken. */
 const withResources: <A, E, R>(
@@ -321,6 +331,7 @@ const published = Effect.fnUntraced(function* (
 
 interface TryAgain {
   readonly _tag: "TryAgain"
+  readonly failure: FailureClass
   readonly delay: Duration.Duration
 }
 
@@ -341,7 +352,7 @@ const afterFailure = Effect.fnUntraced(function* (
   // Not tried again here: as a stop from outside, which the next run goes on from.
   if (delay === undefined && failure === "preempted") return { _tag: "Preempted", message, attempts: failures }
   yield* announceFailure(context, stage, number, error, delay === undefined ? undefined : Duration.toSeconds(delay))
-  if (delay !== undefined) return { _tag: "TryAgain", delay }
+  if (delay !== undefined) return { _tag: "TryAgain", failure, delay }
   yield* Deferred.succeed(context.failed, stage.name)
   return { _tag: "Failed", error, attempts: failures, seconds: yield* since(began) }
 })

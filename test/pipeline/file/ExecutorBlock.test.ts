@@ -96,4 +96,27 @@ describe("executor", () => {
       assert.strictEqual(stages[0]?.resources.ranks, 3)
     })
   )
+
+  it.effect("elastic is a range that the ranks lie in, from its end where the file does not say", () =>
+    Effect.gen(function* () {
+      const said = (uses: string, block: string) => faults(`${head}stages:\n  a: { ${uses}, resources: ${block} }\n`)
+      const together = "uses: together, with: { steps: 1 }"
+      const { stages } = yield* pipeline(`${head}stages:\n  a: { ${together}, resources: { elastic: [2, 4] } }\n`)
+      assert.deepInclude(stages[0]?.resources, { ranks: 4, elastic: { min: 2, max: 4 } })
+      assert.strictEqual(yield* said(together, "{ ranks: 3, elastic: [2, 4] }"), "none")
+      for (const range of ["4", "[4]", "[4, 2]", "[0, 2]", "[a, b]", "[1, 2, 3]"])
+        assert.match(
+          yield* said(together, `{ elastic: ${range} }`),
+          /resources\.elastic: must be the fewest and the most ranks, say \[2, 4\]/u
+        )
+      assert.match(
+        yield* said(together, "{ ranks: 5, elastic: [2, 4] }"),
+        /elastic: is \[2, 4\], and the stage begins with 5 ranks, which are not among them/u
+      )
+      assert.match(
+        yield* said(write, "{ elastic: [1, 2] }"),
+        /elastic: one process does the work of write; leave it out/u
+      )
+    })
+  )
 })

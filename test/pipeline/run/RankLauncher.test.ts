@@ -206,6 +206,23 @@ describe("ranks under mpirun", () => {
     }).pipe(Effect.scoped)
   )
 
+  withMpi(named("that are lost twice are one less, where the stage is elastic"), () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      place.write(
+        `${head}  a: { uses: together, with: { steps: 6, step_ms: 5, accident: 2 dies at 3 of 3 }, resources: { elastic: [2, 3] }, retry: { base: 10ms } }\n`
+      )
+      const summary = yield* runFile(place)
+      assert.deepStrictEqual(outcomes(summary), { a: "done" })
+      assert.strictEqual(summary.stages[0]?.attempts, 3)
+      assert.deepStrictEqual(summary.stages[0]?.outputs["state"]?.facts, { steps: 6, ranks: 2 })
+      const journal = readFileSync(join(summary.folder, "events.jsonl"), "utf8")
+      assert.match(journal, /goes on with 2 ranks instead of 3: ranks were lost twice, and elastic allows 2 to 3/u)
+      const job = JSON.parse(readFileSync(join(summary.folder, "stages/01-a/attempts/3/job.json"), "utf8"))
+      assert.strictEqual(job.wantedRanks, 3)
+    }).pipe(Effect.scoped)
+  )
+
   withMpi(named("end when their runner is killed, and the next one goes on"), () =>
     Effect.gen(function* () {
       const place = yield* workplace
