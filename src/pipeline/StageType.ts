@@ -127,7 +127,7 @@ export interface Ranks {
   readonly launcher: "none" | "environment" | "mpirun" | "mpiexec" | "srun"
   /** Whether MPI_Init finds the others: mpirun started them, or srun with a PMI plugin. */
   readonly mpi: boolean
-  /** How many ranks the file asks for, where this attempt has fewer because some were lost. */
+  /** How many ranks the file asks for, where an attempt may have fewer because some were lost. */
   readonly wanted?: number
 }
 

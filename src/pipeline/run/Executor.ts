@@ -29,7 +29,7 @@ export const Job = Schema.Struct({
   baseDirectory: Schema.String,
   /** 0: as many as the machine that it turns out to run on gives each of its ranks. */
   threads: Schema.Int,
-  /** How many ranks the file asks for, where this attempt has fewer. */
+  /** How many ranks the file asks for, where an attempt may have fewer. */
   wantedRanks: Schema.optionalKey(Schema.Int),
   /** To do this share of the work alone. */
   share: Schema.optionalKey(Schema.Struct({ index: Schema.Int, of: Schema.Int })),

@@ -21,9 +21,13 @@ export interface Joined {
 /** How long rank 0 may take to end by itself once another rank has failed. */
 const patience = Duration.seconds(5)
 
+/** Whoever started the ranks decides how many there are, within what the stage allows. */
+const fits = ({ job, resources: { elastic, ranks } }: Attempt, started: number): boolean =>
+  elastic === undefined ? started === ranks : started >= elastic.min && started <= (job.wantedRanks ?? ranks)
+
 export const startJoined = ({ announcer, ranks }: Joined) =>
   Effect.fnUntraced(function* (worker: string, jobFile: string, attempt: Attempt) {
-    if (attempt.resources.ranks !== ranks.size) {
+    if (!fits(attempt, ranks.size)) {
       return yield* new StageError({
         failure: "invalid-input",
         message: `the stage asks for ${attempt.resources.ranks} ranks, and ${ranks.size} were started (by ${ranks.launcher})`,

@@ -109,7 +109,7 @@ export const executeAttempt = Effect.fnUntraced(function* (
         previous: previousJob(stage, decision.previous),
         baseDirectory: context.pipeline.baseDirectory,
         threads: threadsOf({ ...stage, resources }, cpus),
-        ...(resources.ranks === stage.resources.ranks ? {} : { wantedRanks: stage.resources.ranks }),
+        ...(resources.elastic === undefined ? {} : { wantedRanks: stage.resources.ranks }),
         ...(share === undefined ? {} : { share }),
         ...(secrets.granted.size === 0 ? {} : { secrets: Array.from(secrets.granted.keys()) })
       },

@@ -71,6 +71,22 @@ describe("ranks that somebody else started", () => {
     }).pipe(Effect.scoped)
   )
 
+  it.live("may be fewer than the stage begins with, where it is elastic", () =>
+    Effect.gen(function* () {
+      const place = yield* workplace
+      const file = (range: string) =>
+        place.write(
+          `${head}  a: { uses: together, with: { steps: 3 }, resources: { cpus: 1, elastic: ${range} }, retry: { times: 0 } }\n`
+        )
+      file("[3, 4]")
+      const refused = yield* codes(launch(place, 2))
+      assert.match(refused.text, /the stage asks for 4 ranks, and 2 were started/u)
+      file("[2, 4]")
+      const ended = yield* codes(launch(place, 2))
+      assert.deepStrictEqual(ended.codes, [0, 0], ended.text)
+    }).pipe(Effect.scoped)
+  )
+
   it.live("try again together when one of them fails", () =>
     Effect.gen(function* () {
       const place = yield* workplace
