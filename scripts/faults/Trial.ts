@@ -161,7 +161,7 @@ export class Trial {
 
   /** Nothing of the run may be left. */
   async checkNothingLeft(): Promise<void> {
-    for (let look = 0; look < 40 && processesOf(this.runs).length > 0; look++) await sleep(50)
+    for (let look = 0; look < 200 && processesOf(this.runs).length > 0; look++) await sleep(50)
     const left = processesOf(this.runs)
     if (left.length > 0) this.faults.push(`processes are left: ${left.map(describeProcess).join("; ")}`)
     for (const pid of left) this.signal(pid, "SIGKILL")

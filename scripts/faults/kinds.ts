@@ -54,6 +54,22 @@ const killRunner = async (trial: Trial): Promise<void> => {
   await trial.end(running)
 }
 
+/** Whoever is stopped cannot see that the runner is gone. */
+const stopAndKillRunner = async (trial: Trial): Promise<void> => {
+  const running = trial.start()
+  const moment = await trial.moment(running)
+  const rank = await trial.someRank(running)
+  const gap = trial.draw(2000)
+  trial.signal(rank?.pid, "SIGSTOP")
+  await Promise.race([sleep(gap), running.finished])
+  const hit = !running.ended() && running.child.kill("SIGKILL")
+  trial.hit ||= hit
+  trial.deeds.push(
+    `SIGSTOP to rank ${rank?.rank ?? "?"} of ${trial.ranks} at ${moment}, SIGKILL to the runner ${gap} ms later${hit ? "" : " (had ended)"}`
+  )
+  await trial.end(running)
+}
+
 const doubleSignal = async (trial: Trial): Promise<void> => {
   const running = trial.start()
   const moment = await trial.moment(running)
@@ -194,6 +210,7 @@ export const kinds: Readonly<Record<string, Kind>> = {
   "delete-shard": { disturb: damaged(deleteShard) },
   "corrupt-manifest": { disturb: damaged(corruptManifest) },
   "double-signal": { disturb: doubleSignal },
+  "stop-kill-runner": { disturb: stopAndKillRunner },
   "slurm-requeue": {
     disturb: requeue,
     missing: slurmRuns ? undefined : "no Slurm; apt install slurm-wlm munge, scripts/slurm-test-cluster.sh start"

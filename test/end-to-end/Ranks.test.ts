@@ -54,7 +54,6 @@ describe("training on ranks", () => {
       Effect.gen(function* () {
         const alone = yield* completed(onRanks(1, "none"))
         for (const [ranks, strategy] of [
-          [2, "none"],
           [2, "fsdp"],
           [3, "zero2"],
           [4, "hsdp"]

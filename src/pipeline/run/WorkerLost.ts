@@ -45,7 +45,7 @@ export const lost = Effect.fnUntraced(function* (
       next: `run again: the stage goes on from its last checkpoint; the ranks' output is in ${folder}`
     })
   const tail = yield* tailOf(path.join(folder, log))
-  const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`
+  const how = exit.signal !== null ? `by ${exit.signal}` : exit.code === null ? "unseen" : `with exit code ${exit.code}`
   const said = tail === "" ? "" : `; its last words:\n${tail}`
   if (/heap out of memory|bad_alloc|Cannot allocate memory/u.test(tail)) {
     return yield* new StageError({
