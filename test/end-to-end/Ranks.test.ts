@@ -96,8 +96,8 @@ describe("training on ranks", () => {
           )
           const victim = ranksOf(running).at(-1)
           assert.isDefined(victim, `attempt ${attempt}`)
-          process.kill(victim!.pid, "SIGKILL")
-          yield* Effect.promise(() => whileRunning(running, () => (isThere(victim!.pid) ? undefined : true)))
+          process.kill(victim.pid, "SIGKILL")
+          yield* Effect.promise(() => whileRunning(running, () => (isThere(victim.pid) ? undefined : true)))
         }
         const { code, output } = yield* Effect.promise(() => running.finished)
         assert.strictEqual(code, 0, output)
