@@ -42,11 +42,11 @@ const withParams = (params: Record<string, unknown>) => ({
 })
 
 /** Two ranks under one mpirun, each on a job of its own; what both of them say. */
-const together = (first: ReadonlyArray<string>, second: ReadonlyArray<string>) => {
+const together = (first: ReadonlyArray<string>, second: ReadonlyArray<string>, environment: NodeJS.ProcessEnv = {}) => {
   const args = ["-n", "1", process.execPath, ...first, ":", "-n", "1", process.execPath, ...second]
   const { status, stderr, stdout } = spawnSync("mpirun", args, {
     encoding: "utf8",
-    env: { ...withoutRanks(process.env), ...openMpi },
+    env: { ...withoutRanks(process.env), ...openMpi, ...environment },
     timeout: 60_000
   })
   return { status, said: stdout + stderr }
@@ -122,6 +122,23 @@ describe("ranks that do not fit together", () => {
       alone({ ...job, ...shared() }, environment),
       /^2 ranks were started without MPI \(by environment\), by which ranks on CPUs speak$/u,
       /^start them by mpirun, or by srun with a PMI plugin; tinyllama run does so by itself: resources\.ranks$/u
+    )
+  })
+
+  withMpi(named("told another number than MPI has"), () => {
+    const file = fileOf({ ...job, ...shared() })
+    refused(
+      together([worker, file], [worker, file], { RANK: "0", WORLD_SIZE: "3" }),
+      /^the ranks cannot begin: WORLD_SIZE is 3, and MPI's world has 2: the ranks must be started together by this MPI's own launcher/u,
+      /^mend that, then run again$/u
+    )
+  })
+
+  it("of CPUs that shall speak NCCL", () => {
+    refused(
+      alone({ ...withParams({ communicator: "nccl" }), ...shared() }, { RANK: "0", WORLD_SIZE: "2" }),
+      /^communicator: nccl joins GPUs, and this stage computes on the CPU$/u,
+      /^set communicator to auto$/u
     )
   })
 
