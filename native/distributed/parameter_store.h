@@ -100,6 +100,7 @@ class ParameterStore final : public Parameters {
   void add_in_order(std::size_t group);
   void add_gathered(std::size_t group);
   void wait_for_reductions();
+  double sum_of_blocks(const std::vector<double>& squares) const;
   void allocate_copies();
 
   Device& device_;
@@ -126,6 +127,7 @@ class ParameterStore final : public Parameters {
   std::array<Communicator::Ticket, 4> reducing_;  // the reduction of what lies in each; -1: none is under way
   std::unique_ptr<Buffer> exchange_;           // fixed_order: a group's gradients from every rank
   std::unique_ptr<Buffer> norm_sums_;
+  std::vector<double> own_squares_, all_squares_;
   Communicator::Ticket last_reduction_ = -1;
   MicroBatchRound round_;
   bool copies_are_stale_ = true;
