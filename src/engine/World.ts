@@ -1,5 +1,6 @@
 /** The ranks that train one model together: how they speak, how they share out its parameters, and what must be alike on all of them before step 0. */
 import { createHash } from "node:crypto"
+import { availableParallelism } from "node:os"
 import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import { parameter, type Ranks, StageError } from "../pipeline/StageType.ts"
@@ -129,6 +130,7 @@ export const openWorld = Effect.fn("openWorld")(function* (
       "MASTER_ADDR and MASTER_PORT are not set: where rank 0 awaits the others",
       "set them to the name and a free port of rank 0's machine"
     )
+  if (communicator !== "nccl") shareCores(ranks)
   const { SLURM_JOB_ID = "", SLURM_RESTART_COUNT = "" } = process.env
   const world: NativeWorld = {
     rank: ranks.rank,
@@ -149,6 +151,14 @@ export const openWorld = Effect.fn("openWorld")(function* (
   }
   return { ...compute, ...shared, ...gpuOf(communicator, ranks, native), world }
 })
+
+/**
+ * Open MPI waits in a loop. Ranks that share a core take it from each other so, a time slice at a collective: a step of milliseconds lasts seconds. mpirun
+ * tells its ranks to yield when it sees that; srun does not.
+ */
+const shareCores = ({ localSize }: Ranks): void => {
+  if (localSize > availableParallelism()) process.env["OMPI_MCA_mpi_yield_when_idle"] ??= "1"
+}
 
 const communicatorOf = (
   wish: WorldWish["communicator"],
