@@ -23,6 +23,7 @@
 #include "native/device/cuda/library.h"
 #include "native/device/open_device.h"
 #include "native/distributed/open_communicator.h"
+#include "native/lab/lab_models.h"
 #include "native/lab/launched_ranks.h"
 #include "native/model/kernel_timing.h"
 #include "native/training/memory_plan.h"
@@ -131,18 +132,9 @@ Arguments read_arguments(int count, char** values) {
 }
 
 LlamaConfig config_of(const std::string& model) {
-  LlamaConfig config;
-  config.vocab_size = 32000;
-  if (model == "1.1b") {
-    config.hidden_size = 2048, config.intermediate_size = 5632, config.num_hidden_layers = 22;
-    config.num_attention_heads = 32, config.num_key_value_heads = 4, config.head_dim = 64;
-  } else if (model == "tiny") {
-    config.hidden_size = 256, config.intermediate_size = 704, config.num_hidden_layers = 4;
-    config.num_attention_heads = 4, config.num_key_value_heads = 2, config.head_dim = 64;
-  } else {
-    misuse("unknown model " + model);
-  }
-  return config;
+  const std::optional<LlamaConfig> known = lab_model(model);
+  if (!known) misuse("unknown model " + model);
+  return *known;
 }
 
 // Floating-point operations of a token, forward and backward, by three conventions.
