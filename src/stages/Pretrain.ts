@@ -4,33 +4,22 @@
  */
 import { Effect, FileSystem, Path, Schema } from "effect"
 import { type ArtifactHandle, countIn } from "../artifacts/Artifact.ts"
-import { openLoader, type Rows, type SampleLoader } from "../data/SampleLoader.ts"
+import { openLoader } from "../data/SampleLoader.ts"
 import { publishCheckpoint } from "../engine/CheckpointGather.ts"
 import { newestState } from "../engine/Checkpoints.ts"
 import { secondsOfArithmetic } from "../engine/MachineSpeed.ts"
 import { storageFailure } from "../engine/StorageFailure.ts"
-import { train, type TrainingData, type TrainingOutcome } from "../engine/Trainer.ts"
-import { ownIndices, type TrainingBatch } from "../engine/TrainingStep.ts"
+import { train, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
-import { largestMicroBatch, requireGpuMemory } from "../engine/GpuMemory.ts"
-import * as Native from "../engine/Native.ts"
-import {
-  digestOf,
-  divisorsOf,
-  openWorld,
-  ranksOf,
-  shard_size,
-  share_gradients,
-  sharedOut,
-  strategy,
-  worldParameters
-} from "../engine/World.ts"
-import { withFewerRanks } from "../engine/FewerRanks.ts"
-import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
+import { requireGpuMemory } from "../engine/GpuMemory.ts"
+import type { NativeModel } from "../engine/Native.ts"
+import { ranksOf, shard_size, share_gradients, strategy, worldParameters } from "../engine/World.ts"
+import { recompute, trainingParameters } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
 import { toHfConfig } from "../model/HfConfig.ts"
-import { defineStage, parameter, StageError } from "../pipeline/StageType.ts"
+import { defineStage, parameter } from "../pipeline/StageType.ts"
+import { checkFit, shareOut, sizesOf, trainingDataOf } from "./PretrainWork.ts"
 import { budgetChange, keepChange, milestonesChange } from "./TrainingChange.ts"
 import { forecastPretrain, milestonesOf, scheduleOf } from "./TrainingForecast.ts"
 import {
@@ -38,8 +27,6 @@ import {
   Fraction,
   LearningRate,
   NotNegative,
-  CPU_MICRO_BATCH,
-  LARGEST_MICRO_BATCH,
   MicroBatch,
   Positive,
   bad_steps,
@@ -48,7 +35,6 @@ import {
   save_every_seconds,
   withDefault
 } from "./TrainingParameters.ts"
-import { version } from "../version.ts"
 import { extentOf, noteTotal } from "./WorkExtent.ts"
 
 /** AdamW; the defaults are TinyLlama's. `decay: all` takes norm gains and embeddings along, as TinyLlama does. */
@@ -60,71 +46,9 @@ const Optimizer = Schema.Struct({
   decay: withDefault(Schema.Literals(["all", "matrices"]), "all")
 })
 
-const invalid = (message: string, next: string) => new StageError({ failure: "invalid-input", message, next })
-
-/** Refuses a dataset that this model cannot be trained on. */
-const checkFit = Effect.fnUntraced(function* (shape: ModelShape, data: SampleLoader, origin: string) {
-  if (data.facts.vocabulary_size !== shape.vocab_size)
-    return yield* invalid(
-      `${origin} holds tokens of a vocabulary of ${data.facts.vocabulary_size}, the model's is ${shape.vocab_size}`,
-      `set model.vocab_size to ${data.facts.vocabulary_size}, or tokenize with another tokenizer`
-    )
-  if (data.seqLen > shape.max_position_embeddings)
-    return yield* invalid(
-      `${origin} has sequences of ${data.seqLen} tokens, the model's context is ${shape.max_position_embeddings}`,
-      `set seq_len of the pack stage to at most ${shape.max_position_embeddings}, or raise model.max_position_embeddings`
-    )
-  if (data.blocks === 0)
-    return yield* invalid(`${origin} has no training block`, "give it more text, or pack with a smaller seq_len")
-})
-
-const microBatchOf = (
-  asked: typeof MicroBatch.Type,
-  shape: ModelShape,
-  compute: Native.ModelOptions,
-  length: number,
-  samplesPerStep: number
-) =>
-  asked !== "auto"
-    ? Effect.succeed(asked)
-    : compute.device === "cuda"
-      ? largestMicroBatch(shape, compute, length, Math.min(samplesPerStep, LARGEST_MICRO_BATCH))
-      : Effect.succeed(CPU_MICRO_BATCH)
-
-/** Every rank makes as many micro-batches of a step as every other. */
-const checkRounds = (microBatches: number, size: number, ranks: number) =>
-  microBatches % ranks === 0
-    ? Effect.void
-    : invalid(
-        `a step has ${microBatches} micro-batches of ${size} sequences, which ${ranks} ranks cannot share evenly`,
-        `start ${divisorsOf(microBatches).join(", ")} ranks, or choose batch_tokens and micro_batch so that ${ranks} divides them`
-      )
-
-/** Micro-batches of at most `size` rows of `length` tokens, as views. Every row counts in full, padding too: it is computed like all else. */
-const inBatches = (
-  { firstKeys, targets, tokens }: Rows,
-  length: number,
-  size: number
-): ReadonlyArray<TrainingBatch> => {
-  const rows = tokens.length / length
-  return Array.from({ length: Math.ceil(rows / size) }, (_, index) => {
-    const [first, end] = [index * size, Math.min(rows, (index + 1) * size)]
-    const part = (ids: Int32Array) => ids.subarray(first * length, end * length)
-    const batch = end - first
-    return {
-      tokens: part(tokens),
-      targets: part(targets),
-      ...(firstKeys === undefined ? {} : { firstKeys: part(firstKeys) }),
-      batch,
-      length,
-      inputTokens: batch * length
-    }
-  })
-}
-
 interface Trained {
   readonly shape: ModelShape
-  readonly stateType: Native.NativeModel["stateType"]
+  readonly stateType: NativeModel["stateType"]
 }
 
 /** Fills the output folder. */
@@ -261,27 +185,15 @@ export const pretrainStage = defineStage({
     ),
   modelSeconds: ({ amount }, _, threads, gpus) => secondsOfArithmetic(amount, threads, gpus),
   run: Effect.fn("pretrain")(function* (context) {
-    const { inputs, log, params, threads, warn } = context
+    const { inputs, log, params, ranks, warn } = context
     const { model: shape, seed } = params
     const documents = params.document_mask
     const data = yield* openLoader(inputs.data, "train", seed, { documents })
     const heldOut = yield* openLoader(inputs.data, "validation", seed, { documents })
     yield* checkFit(shape, data, inputs.data.origin)
 
-    const samplesPerStep = Math.floor(params.batch_tokens / data.seqLen)
-    if (samplesPerStep === 0)
-      return yield* invalid(
-        `batch_tokens is ${params.batch_tokens}, less than one sequence of ${data.seqLen} tokens`,
-        `set batch_tokens to ${data.seqLen} or more`
-      )
-    const tokensPerStep = samplesPerStep * data.seqLen
-    const totalSteps = Math.floor(params.max_tokens / tokensPerStep)
-    if (totalSteps === 0)
-      return yield* invalid(
-        `max_tokens is ${params.max_tokens}, less than the ${tokensPerStep} tokens of one step`,
-        "raise max_tokens, or lower batch_tokens"
-      )
-    const totalSamples = totalSteps * samplesPerStep
+    const sizes = yield* sizesOf(params, data.seqLen)
+    const { samplesPerStep, tokensPerStep, totalSamples, totalSteps } = sizes
     const epochs = totalSamples / data.blocks
     log(
       `${parameterCount(shape)} parameters, ${totalSteps} steps of ${samplesPerStep} × ${data.seqLen} tokens, ` +
@@ -293,32 +205,8 @@ export const pretrainStage = defineStage({
       )
     if (heldOut.blocks === 0) warn(`${inputs.data.origin} has no validation block: no validation loss is measured`)
 
-    const { ranks } = context
     if (ranks.rank === 0) yield* noteTotal(context.work, totalSteps, "steps")
-    const chosen = yield* chooseCompute(params, threads)
-    // Of what the file asks for: the step stays what it is when an attempt has fewer ranks.
-    const wanted = ranks.wanted ?? ranks.size
-    const microBatch = yield* microBatchOf(
-      params.micro_batch,
-      shape,
-      sharedOut(params, { rank: 0, size: wanted }, chosen),
-      data.seqLen,
-      samplesPerStep / wanted
-    )
-    const microBatches = Math.ceil(samplesPerStep / microBatch)
-    yield* checkRounds(microBatches, microBatch, wanted)
-    const { said, wish } = withFewerRanks(params, ranks, microBatches)
-    if (ranks.rank === 0) said.forEach(warn)
-    const compute = yield* openWorld(wish, ranks, chosen, yield* Effect.orDie(Native.load), {
-      work: context.work,
-      agreement: {
-        "version of tinyllama": version,
-        "parameters of the stage": digestOf({ ...params, device: chosen.device, precision: chosen.precision }),
-        seed: String(seed),
-        "packed data": digestOf(data.facts),
-        micro_batch: String(microBatch)
-      }
-    })
+    const { compute, microBatch, strategy: used } = yield* shareOut(params, context, shape, data, sizes)
     const fit = yield* requireGpuMemory(shape, compute, { batch: microBatch, length: data.seqLen })
     if (fit !== undefined)
       log(
@@ -326,22 +214,7 @@ export const pretrainStage = defineStage({
       )
     const model = yield* openModel(shape, compute)
     const world = ranksOf(model, ranks)
-    log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks, ${wish.strategy}` : ""}`)
-    const validation = inBatches(
-      yield* heldOut.inOrder(0, Math.min(params.validation_blocks, heldOut.blocks)),
-      data.seqLen,
-      microBatch
-    )
-    const trainingData: TrainingData = {
-      batches: (first, count) =>
-        Effect.forEach(ownIndices(world, Math.ceil(count / microBatch)), (index) =>
-          Effect.map(
-            data.samples(first + index * microBatch, Math.min(microBatch, count - index * microBatch)),
-            (rows) => inBatches(rows, data.seqLen, microBatch)
-          )
-        ).pipe(Effect.map((batches) => batches.flat())),
-      validation: Effect.succeed(validation)
-    }
+    log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks, ${used}` : ""}`)
     const { optimizer } = params
     const outcome = yield* train(
       model,
@@ -374,7 +247,7 @@ export const pretrainStage = defineStage({
           memory: "lower micro_batch: batch_tokens keeps the step's size"
         }
       },
-      trainingData,
+      yield* trainingDataOf(data, heldOut, { microBatch, validationBlocks: params.validation_blocks }, world),
       Effect.sync(() => model.initialize(seed)),
       { ...context, world, earlier: context.previous?.outputs["state"]?.folder ?? context.previous?.work }
     )
