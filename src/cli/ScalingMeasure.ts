@@ -181,7 +181,7 @@ const gpuOptions = ({ precision }: Workload): ModelOptions => ({
 
 /** A micro-batch beside contention of several sizes, on a GPU. */
 export const sweepContention = Effect.fnUntraced(function* (place: Place, asked: Option.Option<string>) {
-  const levels = Option.getOrElse(asked, () => "4:150,8:300,16:600,24:900,32:1200")
+  const levels = Option.getOrElse(asked, () => "4:150,8:300,16:600,24:900")
   const rows: Array<SweepRow> = []
   if (place.workload.device !== "cuda" || levels === "none") return { rows, notes: [] }
   const alone = { strategy: "none", threads: 1, accumulate: 1 } as const
