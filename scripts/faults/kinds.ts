@@ -90,7 +90,7 @@ const damaged =
     const running = trial.start()
     const before = checkpointsOf(trial.runs).length
     await whileRunning(running, () => (checkpointsOf(trial.runs).length > before ? true : undefined))
-    await Promise.race([sleep(trial.random() * 500 * trial.campaign.seconds), running.finished])
+    await Promise.race([sleep(trial.random() * 150 * trial.campaign.seconds), running.finished])
     const hit = !running.ended() && running.child.kill("SIGKILL")
     await trial.end(running)
     await trial.checkNothingLeft()
