@@ -101,10 +101,10 @@ describe("HttpDownload", () => {
       yield* fetchTo(`${server.base}/a`, target, { sha256: digest(large) })
       const ranges = server.asked.map(({ headers }) => /^bytes=(\d+)-(\d+)$/u.exec(headers.range ?? "") ?? [])
       const lengths = ranges.map(([, start, last]) => Number(last) + 1 - Number(start))
-      assert.strictEqual(
-        lengths.reduce((sum, length) => sum + length, 0),
-        large.length
-      )
+      const asked = lengths.reduce((sum, length) => sum + length, 0)
+      // On a busy machine an answer may be late enough to be asked for again.
+      assert.isAtLeast(asked, large.length)
+      assert.isBelow(asked, large.length * 1.1)
       // More at a time, the more has come.
       assert.strictEqual(lengths[0], 131_072)
       assert.isAbove(Math.max(...lengths), 1_000_000)
@@ -447,7 +447,8 @@ describe("HttpDownload from a server that lies", () => {
       yield* fetchTo(`${server.base}/a`, target, { sha256: digest(large), logs })
       assert.isTrue(readFileSync(target).equals(large))
       assert.match(logs.join("\n"), /1 pieces from byte [23]\d+ on were wrong, and are replaced/u)
-      assert.isBelow(served, large.length * 1.1)
+      // All of it again would be twice.
+      assert.isBelow(served, large.length * 1.5)
     })
   )
 
