@@ -120,9 +120,13 @@ describe("HttpDownload", () => {
       )
       const target = join(yield* temporaryFolder, "a")
       yield* fetchTo(`${server.base}/a`, target, { sha256 })
-      assert.deepStrictEqual(
-        server.asked.map(({ headers }) => headers.range),
-        ["bytes=0-131071", "bytes=50000-119999", "bytes=100000-119999"]
+      const [first, second, third, ...more] = server.asked.map(({ headers }) => headers.range)
+      const starts = [second, third].map((range) => Number(/^bytes=(\d+)-119999$/u.exec(range ?? "")?.[1]))
+      assert.deepStrictEqual([first, more], ["bytes=0-131071", []])
+      // Of what was sent, a connection that is reset may lose the last.
+      assert.isTrue(
+        0 < starts[0]! && starts[0]! <= 50_000 && starts[0]! < starts[1]! && starts[1]! <= 100_000,
+        `${starts}`
       )
       assert.strictEqual(server.asked[1]?.headers["if-range"], '"v1"')
     })
