@@ -6,24 +6,11 @@ import { Effect, FileSystem, type Scope } from "effect"
 import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
 import * as Checkpoints from "../../src/engine/Checkpoints.ts"
 import { load, type NativeModel } from "../../src/engine/Native.ts"
-import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
 import { filesOf } from "../stages/stage-fixture.ts"
+import { progressAt } from "./rank-models.ts"
 import { batchOf, tinyModel } from "./tiny-model.ts"
 
 const folder = Effect.flatMap(FileSystem.FileSystem, (fs) => fs.makeTempDirectoryScoped({ prefix: "checkpoints-" }))
-
-const stateAt = (step: number): TrainingProgress => ({
-  version: 1,
-  step,
-  tokens: 64 * step,
-  next_sample: 4 * step,
-  seed: 7,
-  training_loss: 2.5,
-  first_validation_loss: 4.125,
-  validation: { step, loss: 3.25 },
-  best: { step, loss: 3.25 },
-  metrics_bytes: 100 * step
-})
 
 const trainedModel = Effect.gen(function* () {
   const model = yield* tinyModel(7)
@@ -61,11 +48,11 @@ describe("Checkpoints", () => {
     Effect.gen(function* () {
       const root = yield* folder
       const model = yield* trainedModel
-      yield* saveCheckpoint(root, model, stateAt(1))
+      yield* saveCheckpoint(root, model, progressAt(1))
       const other = yield* tinyModel(8)
       const warnings: Array<string> = []
       const restored = yield* Checkpoints.restoreNewest(root, other, (line) => warnings.push(line))
-      assert.deepStrictEqual(restored?.state, stateAt(1))
+      assert.deepStrictEqual(restored?.state, progressAt(1))
       assert.deepStrictEqual(contents(other), contents(model))
       assert.deepStrictEqual(warnings, [])
       assert.deepStrictEqual(
@@ -103,7 +90,7 @@ describe("Checkpoints", () => {
       const root = yield* folder
       const model = yield* trainedModel
       for (const step of [1, 2]) {
-        const path = yield* saveCheckpoint(root, model, stateAt(step))
+        const path = yield* saveCheckpoint(root, model, progressAt(step))
         const files = filesOf(path).filter((file) => file.path !== "COMPLETE.json")
         const old = files.map(({ path: name, sha256 }) => ({
           path: name,
@@ -139,8 +126,8 @@ describe("Checkpoints", () => {
       Effect.gen(function* () {
         const root = yield* folder
         const model = yield* trainedModel
-        yield* saveCheckpoint(root, model, stateAt(1))
-        yield* saveCheckpoint(root, model, stateAt(2))
+        yield* saveCheckpoint(root, model, progressAt(1))
+        yield* saveCheckpoint(root, model, progressAt(2))
         yield* flipByte(`${root}/step-00000002/${name}`, name === "COMPLETE.json" ? 0 : 40)
         const warnings: Array<string> = []
         const restored = yield* Checkpoints.restoreNewest(root, model, (line) => warnings.push(line))
@@ -157,7 +144,7 @@ describe("Checkpoints", () => {
       const fs = yield* FileSystem.FileSystem
       const root = yield* folder
       const model = yield* trainedModel
-      for (const step of [1, 2, 3]) yield* saveCheckpoint(root, model, stateAt(step))
+      for (const step of [1, 2, 3]) yield* saveCheckpoint(root, model, progressAt(step))
       yield* fs.truncate(`${root}/step-00000001/weights.safetensors`, 1000)
       yield* fs.remove(`${root}/step-00000002/optimizer.safetensors`)
       yield* fs.remove(`${root}/step-00000003/COMPLETE.json`)
@@ -175,7 +162,7 @@ describe("Checkpoints", () => {
       const fs = yield* FileSystem.FileSystem
       const root = yield* folder
       const model = yield* trainedModel
-      yield* saveCheckpoint(root, model, stateAt(4))
+      yield* saveCheckpoint(root, model, progressAt(4))
       yield* fs.rename(`${root}/step-00000004`, `${root}/.replaced-step-00000004`)
       yield* fs.makeDirectory(`${root}/.draft-step-00000004`)
       yield* fs.writeFileString(`${root}/.draft-step-00000004/weights.safetensors`, "half")
@@ -190,9 +177,9 @@ describe("Checkpoints", () => {
       const fs = yield* FileSystem.FileSystem
       const root = yield* folder
       const model = yield* trainedModel
-      yield* saveCheckpoint(root, model, { ...stateAt(4), validation: null })
-      yield* saveCheckpoint(root, model, stateAt(4))
-      assert.deepStrictEqual(yield* Checkpoints.verifyCheckpoint(`${root}/step-00000004`), stateAt(4))
+      yield* saveCheckpoint(root, model, { ...progressAt(4), validation: null })
+      yield* saveCheckpoint(root, model, progressAt(4))
+      assert.deepStrictEqual(yield* Checkpoints.verifyCheckpoint(`${root}/step-00000004`), progressAt(4))
       assert.deepStrictEqual(yield* fs.readDirectory(root), ["step-00000004"])
     })
   )
@@ -201,7 +188,7 @@ describe("Checkpoints", () => {
     Effect.gen(function* () {
       const root = yield* folder
       const model = yield* trainedModel
-      for (const step of [1, 2, 3, 4, 5]) yield* saveCheckpoint(root, model, stateAt(step))
+      for (const step of [1, 2, 3, 4, 5]) yield* saveCheckpoint(root, model, progressAt(step))
       yield* Checkpoints.pruneCheckpoints(root, 4, new Set([2]))
       assert.deepStrictEqual(yield* Checkpoints.stepsBelow(root), [2, 4, 5])
     })
@@ -216,7 +203,7 @@ describe("Checkpoints", () => {
         const fs = yield* FileSystem.FileSystem
         const root = yield* folder
         const model = yield* trainedModel
-        yield* saveCheckpoint(root, model, stateAt(1))
+        yield* saveCheckpoint(root, model, progressAt(1))
         const full: FileSystem.FileSystem = {
           ...fs,
           makeDirectory: (path, options) =>
@@ -227,7 +214,7 @@ describe("Checkpoints", () => {
                 : Effect.void
             )
         }
-        const error = yield* Effect.flip(saveCheckpoint(root, model, stateAt(2))).pipe(
+        const error = yield* Effect.flip(saveCheckpoint(root, model, progressAt(2))).pipe(
           Effect.provideService(FileSystem.FileSystem, full)
         )
         assert.strictEqual(error.failure, "disk-full")

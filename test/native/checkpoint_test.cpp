@@ -19,41 +19,26 @@
 #include "native/core/error.h"
 #include "native/device/cpu/cpu_device.h"
 #include "native/model/config.h"
+#include "test/native/checks.h"
 
 using namespace tinyllama;
+using check::expect;
+using check::expect_throws;
 
 namespace {
-
-int failures = 0;
-
-void check(bool condition, const std::string& what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-void check_throws(const std::function<void()>& call, const std::string& expected) {
-  try {
-    call();
-    check(false, "no error, expected: " + expected);
-  } catch (const Error& error) {
-    const std::string message = error.what();
-    check(message.find(expected) != std::string::npos, "error \"" + message + "\" lacks \"" + expected + "\"");
-  }
-}
 
 std::string hex_of(const std::string& text) { return to_hex(sha256(text.data(), text.size())); }
 
 void digests() {
-  check(hex_of("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "sha256 of nothing");
-  check(hex_of("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "sha256 of abc");
-  check(hex_of("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
+  expect(hex_of("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "sha256 of nothing");
+  expect(hex_of("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "sha256 of abc");
+  expect(hex_of("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
         "sha256 of two blocks");
-  check(hex_of(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0", "sha256 of a million a");
+  expect(hex_of(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0", "sha256 of a million a");
   const Digest some = sha256("abc", 3);
-  check(digest_from_hex(to_hex(some)) == some, "hexadecimal digits and back");
-  check_throws([] { digest_from_hex("abc"); }, "is no sha256");
-  check_throws([] { digest_from_hex(std::string(64, 'g')); }, "is no sha256");
+  expect(digest_from_hex(to_hex(some)) == some, "hexadecimal digits and back");
+  expect_throws([] { digest_from_hex("abc"); }, "is no sha256");
+  expect_throws([] { digest_from_hex(std::string(64, 'g')); }, "is no sha256");
 #if defined(__x86_64__)
   if (std::string(sha256_implementation()) != "sha-ni") return;
   std::mt19937 random(1);
@@ -63,7 +48,7 @@ void digests() {
     Sha256State a{1, 2, 3, 4, 5, 6, 7, 8}, b = a;
     sha256_blocks_portable(a, bytes.data() + 1, blocks);
     sha256_blocks_shani(b, bytes.data() + 1, blocks);
-    check(a == b, "both implementations agree on " + std::to_string(blocks) + " blocks");
+    expect(a == b, "both implementations agree on " + std::to_string(blocks) + " blocks");
   }
 #endif
 }
@@ -144,7 +129,7 @@ Saved save(const std::string& folder, const ParameterLayout& layout, const State
       for (auto& bytes : live.bytes) std::fill(bytes.begin(), bytes.end(), std::uint8_t{0xee});
     const std::vector<WrittenFile>& written = writer.wait();
     for (std::size_t i = 0; i < files.size(); ++i) {
-      check(files[i].header.size() % 4096 == 0, "data begin at a multiple of 4096 bytes");
+      expect(files[i].header.size() % 4096 == 0, "data begin at a multiple of 4096 bytes");
       for (const FileSection& section : files[i].sections)
         saved.ranges.push_back({saved.files.size(), section.file_offset, section.elements, section.type});
       saved.files.push_back({written[i].path, written[i].bytes, static_cast<std::int64_t>(files[i].header.size()), written[i].pieces});
@@ -197,7 +182,7 @@ void any_ranks_to_any_others() {
     const Saved saved = save(folder.path, layout, state, deal(layout.count, writers, random));
     for (const std::vector<ElementRange>& wanted : deal(layout.count, readers, random)) {
       const State read = load(saved, state, wanted, 2);
-      check(std::all_of(wanted.begin(), wanted.end(), [&](const ElementRange& range) { return same(state, read, range); }),
+      expect(std::all_of(wanted.begin(), wanted.end(), [&](const ElementRange& range) { return same(state, read, range); }),
             "trial " + std::to_string(trial) + ": " + std::to_string(readers) + " ranks read what " + std::to_string(writers) + " wrote");
     }
   }
@@ -213,13 +198,13 @@ void large_files_and_damage() {
   std::vector<ElementRange> all;
   for (const StateKind kind : kinds) all.push_back({kind, 0, layout.count});
   const State read = load(saved, state, all, 3);
-  check(state.bytes == read.bytes, "a state of several pieces");
+  expect(state.bytes == read.bytes, "a state of several pieces");
   const auto largest = std::max_element(saved.files.begin(), saved.files.end(), [](const StoredFile& a, const StoredFile& b) { return a.bytes < b.bytes; });
-  check(largest->pieces.size() > 1, "several pieces");
-  check(hash_file(largest->path, 2).pieces == largest->pieces, "a file's digests");
+  expect(largest->pieces.size() > 1, "several pieces");
+  expect(hash_file(largest->path, 2).pieces == largest->pieces, "a file's digests");
   Saved missing = saved;
   std::erase_if(missing.ranges, [&](const StoredRange& range) { return range.file == static_cast<std::size_t>(largest - saved.files.begin()); });
-  check_throws([&] { load(missing, state, all, 3); }, "are in no file");
+  expect_throws([&] { load(missing, state, all, 3); }, "are in no file");
   {
     std::fstream file(largest->path, std::ios::in | std::ios::out | std::ios::binary);
     file.seekg(piece_bytes + 12345);
@@ -227,11 +212,11 @@ void large_files_and_damage() {
     file.seekp(piece_bytes + 12345);
     file.put(damaged);
   }
-  check_throws([&] { load(saved, state, all, 3); }, largest->path + ": bytes 16777216 to ");
+  expect_throws([&] { load(saved, state, all, 3); }, largest->path + ": bytes 16777216 to ");
   std::filesystem::resize_file(largest->path, 5000);
-  check_throws([&] { load(saved, state, all, 3); }, "has 5000 bytes, not " + std::to_string(largest->bytes));
+  expect_throws([&] { load(saved, state, all, 3); }, "has 5000 bytes, not " + std::to_string(largest->bytes));
   std::filesystem::remove(largest->path);
-  check_throws([&] { load(saved, state, all, 3); }, "ENOENT");
+  expect_throws([&] { load(saved, state, all, 3); }, "ENOENT");
 }
 
 void refusals() {
@@ -243,15 +228,15 @@ void refusals() {
     StateWriter writer(device, device->snapshot({{values.data(), values.size() * sizeof(float)}}), {plan_shard_file(path, layout, held, {StateKind::weights})}, 1);
     writer.wait();
   };
-  if (std::filesystem::exists("/dev/full")) check_throws([&] { write_to("/dev/full"); }, "ENOSPC");
-  check_throws([&] { write_to("/nowhere/at/all"); }, "ENOENT");
+  if (std::filesystem::exists("/dev/full")) expect_throws([&] { write_to("/dev/full"); }, "ENOSPC");
+  expect_throws([&] { write_to("/nowhere/at/all"); }, "ENOENT");
   // Memory that nothing was ever written to reads as zeros.
   const Folder folder;
   StateWriter writer(device, device->snapshot({{nullptr, values.size() * sizeof(float)}}), {plan_shard_file(folder.path + "/zeros", layout, held, {StateKind::weights})}, 1);
   const WrittenFile written = writer.wait()[0];
   std::ifstream file(written.path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  check(static_cast<std::int64_t>(text.size()) == written.bytes && text.substr(text.size() - 4 * values.size()) == std::string(4 * values.size(), '\0'),
+  expect(static_cast<std::int64_t>(text.size()) == written.bytes && text.substr(text.size() - 4 * values.size()) == std::string(4 * values.size(), '\0'),
         "zeros for what was never allocated");
 }
 
@@ -262,6 +247,6 @@ int main() {
   any_ranks_to_any_others();
   large_files_and_damage();
   refusals();
-  if (failures == 0) std::printf("checkpoints: all as promised (sha256 by %s)\n", sha256_implementation());
-  return failures == 0 ? 0 : 1;
+  if (check::failures == 0) std::printf("checkpoints: all as promised (sha256 by %s)\n", sha256_implementation());
+  return check::failures == 0 ? 0 : 1;
 }

@@ -12,28 +12,13 @@
 #include "native/model/initialization.h"
 #include "native/distributed/single_communicator.h"
 #include "native/training/training_engine.h"
+#include "test/native/checks.h"
 
 using namespace tinyllama;
+using check::expect;
+using check::expect_throws;
 
 namespace {
-
-int failures = 0;
-
-void check(bool condition, const std::string& what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-void check_throws(const std::function<void()>& call, const std::string& expected) {
-  try {
-    call();
-    check(false, "no error, expected: " + expected);
-  } catch (const Error& error) {
-    const std::string message = error.what();
-    check(message.find(expected) != std::string::npos, "error \"" + message + "\" lacks \"" + expected + "\"");
-  }
-}
 
 TrainingEngine make_engine(const LlamaConfig& config, Recompute recompute = Recompute::none, int threads = 2) {
   std::unique_ptr<Device> device = make_cpu_device(threads);
@@ -70,11 +55,11 @@ Ids some_ids(std::int64_t count, std::int64_t vocabulary) {
 
 // Known answers of Random123's kat_vectors for philox4x32-10.
 void test_philox() {
-  check(philox({0, 0, 0, 0}, {0, 0}) == PhiloxCounter{0x6627e8d5U, 0xe169c58dU, 0xbc57ac4cU, 0x9b00dbd8U}, "philox of zeros");
+  expect(philox({0, 0, 0, 0}, {0, 0}) == PhiloxCounter{0x6627e8d5U, 0xe169c58dU, 0xbc57ac4cU, 0x9b00dbd8U}, "philox of zeros");
   const std::uint32_t ones = 0xffffffffU;
-  check(philox({ones, ones, ones, ones}, {ones, ones}) == PhiloxCounter{0x408f276dU, 0x41c83b0eU, 0xa20bc7c6U, 0x6d5451fdU},
+  expect(philox({ones, ones, ones, ones}, {ones, ones}) == PhiloxCounter{0x408f276dU, 0x41c83b0eU, 0xa20bc7c6U, 0x6d5451fdU},
         "philox of ones");
-  check(philox({0x243f6a88U, 0x85a308d3U, 0x13198a2eU, 0x03707344U}, {0xa4093822U, 0x299f31d0U}) ==
+  expect(philox({0x243f6a88U, 0x85a308d3U, 0x13198a2eU, 0x03707344U}, {0xa4093822U, 0x299f31d0U}) ==
             PhiloxCounter{0xd16cfe09U, 0x94fdccebU, 0x5001e420U, 0x24126ea1U},
         "philox of pi");
 }
@@ -84,29 +69,29 @@ void test_initialization() {
   std::vector<float> values(count), piece(1000);
   make_cpu_device(2)->fill_normal(values.data(), count, 42, 0, 1.0f);
   make_cpu_device(1)->fill_normal(piece.data(), 1000, 42, 12'345, 1.0f);
-  check(std::equal(piece.begin(), piece.end(), values.begin() + 12'345), "element i depends on (seed, i) alone");
+  expect(std::equal(piece.begin(), piece.end(), values.begin() + 12'345), "element i depends on (seed, i) alone");
   double mean = 0, square = 0;
   for (const float value : values) mean += value, square += static_cast<double>(value) * value;
-  check(std::abs(mean / count) < 0.01 && std::abs(square / count - 1) < 0.02, "standard normal moments");
+  expect(std::abs(mean / count) < 0.01 && std::abs(square / count - 1) < 0.02, "standard normal moments");
   const LlamaConfig config = small_config(false);
-  check(std::abs(initial_deviation(config, ParameterRole::matrix) - std::sqrt(2.0 / (5.0 * 12))) < 1e-12, "deviation of matrices");
-  check(std::abs(initial_deviation(config, ParameterRole::residual_projection) - 1.0 / (std::sqrt(12.0) * 2)) < 1e-12,
+  expect(std::abs(initial_deviation(config, ParameterRole::matrix) - std::sqrt(2.0 / (5.0 * 12))) < 1e-12, "deviation of matrices");
+  expect(std::abs(initial_deviation(config, ParameterRole::residual_projection) - 1.0 / (std::sqrt(12.0) * 2)) < 1e-12,
         "deviation of residual projections");
 }
 
 void test_layout() {
   const ParameterLayout layout = parameter_layout(small_config(false));
-  check(layout.parameters.size() == 2 * 9 + 3, "tensor count");
-  check(layout.parameters[1].name == "model.layers.0.input_layernorm.weight", "the norm precedes q_proj");
-  check(layout.parameters.back().name == "lm_head.weight" && layout.parameters.back().offset == layout.head, "the head comes last");
+  expect(layout.parameters.size() == 2 * 9 + 3, "tensor count");
+  expect(layout.parameters[1].name == "model.layers.0.input_layernorm.weight", "the norm precedes q_proj");
+  expect(layout.parameters.back().name == "lm_head.weight" && layout.parameters.back().offset == layout.head, "the head comes last");
   std::int64_t offset = 0;
   for (const Parameter& parameter : layout.parameters) {
-    check(parameter.offset == offset, parameter.name + " follows without a gap");
+    expect(parameter.offset == offset, parameter.name + " follows without a gap");
     offset += parameter.count;
   }
-  check(offset == layout.count, "count");
+  expect(offset == layout.count, "count");
   const ParameterLayout tied = parameter_layout(small_config(true));
-  check(tied.head == tied.embedding && layout.count - tied.count == 19 * 12, "tied: no lm_head");
+  expect(tied.head == tied.embedding && layout.count - tied.count == 19 * 12, "tied: no lm_head");
 }
 
 // d loss / d weight against central differences. fp32 forwards bound what can be seen: about 1e-3 of the tensor's largest gradient.
@@ -131,7 +116,7 @@ void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
   ids.targets[3] = -1;
   const TokenBatch batch{ids.tokens, ids.targets, 2, 5, first_keys};
   const BatchLoss first = model.accumulate(batch, 1.0f);
-  check(first.scored == 9, "a target below 0 is not scored");
+  expect(first.scored == 9, "a target below 0 is not scored");
   std::vector<float> gradients(weights.size());
   engine.store.read_gradients(0, model.layout().count, gradients.data());
 
@@ -155,7 +140,7 @@ void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
       constexpr float step = 1e-2f;
       const double slope = (loss_with(index, weights[index] + step) - loss_with(index, weights[index] - step)) / (2.0 * step);
       const double error = std::abs(slope - static_cast<double>(gradients[index]));
-      check(error <= 2e-3 * static_cast<double>(largest) + 2e-3,
+      expect(error <= 2e-3 * static_cast<double>(largest) + 2e-3,
             (tied ? "tied " : "") + std::string(first_keys.empty() ? "" : "documents ") + parameter.name + " element " + std::to_string(index) + ": gradient " +
                 std::to_string(gradients[index]) + ", finite difference " + std::to_string(slope));
     }
@@ -170,7 +155,7 @@ void test_gradients(bool tied, const std::vector<std::int32_t>& first_keys) {
     difference += std::pow(more[index] - 1.5 * gradients[index], 2);
     norm += std::pow(1.5 * gradients[index], 2);
   }
-  check(difference <= 1e-10 * norm, "gradients accumulate with their scale");
+  expect(difference <= 1e-10 * norm, "gradients accumulate with their scale");
 }
 
 // What is computed again is what was computed: every level gives the bits of keeping everything.
@@ -186,7 +171,7 @@ void test_recompute() {
     std::vector<float> gradients(static_cast<std::size_t>(model.layout().count));
     engine.store.read_gradients(0, model.layout().count, gradients.data());
     if (level == Recompute::none) kept = gradients;
-    check(gradients == kept, "recompute level " + std::to_string(static_cast<int>(level)) + " gives the same gradients");
+    expect(gradients == kept, "recompute level " + std::to_string(static_cast<int>(level)) + " gives the same gradients");
   }
 }
 
@@ -211,17 +196,17 @@ void test_shapes() {
       for (std::int64_t id = 0; id < config.vocab_size; ++id) sum += std::exp(static_cast<double>(values[id] - top));
       recomputed += std::log(sum) + static_cast<double>(top - values[ids.targets[row]]);
       const bool greedy = std::max_element(values, values + config.vocab_size) - values == ids.targets[row];
-      check(greedy == (scores.greedy[row] == 1), "greedy of row " + std::to_string(row));
+      expect(greedy == (scores.greedy[row] == 1), "greedy of row " + std::to_string(row));
     }
     const std::string shape = std::to_string(batch) + " x " + std::to_string(length);
-    check(std::abs(loss - scored) <= 1e-5 * loss, "score equals loss at " + shape);
-    check(std::abs(loss - recomputed) <= 1e-5 * loss, "logits give the loss at " + shape);
+    expect(std::abs(loss - scored) <= 1e-5 * loss, "score equals loss at " + shape);
+    expect(std::abs(loss - recomputed) <= 1e-5 * loss, "logits give the loss at " + shape);
     return loss;
   };
   const double before = run(3, 7);
   run(1, 1);
   run(1, 201);
-  check(run(3, 7) == before, "the result does not depend on earlier shapes");
+  expect(run(3, 7) == before, "the result does not depend on earlier shapes");
 }
 
 // Packed documents have the losses and the gradients that each has as a sequence of its own: positions are relative.
@@ -257,18 +242,18 @@ void test_documents() {
         worst = std::max(worst, std::abs(static_cast<double>(scores.log_probabilities[begin + i]) - expected.log_probabilities[i]));
       loss += model.accumulate(alone, 1.0f).sum;
     }
-    check(worst <= 2e-5, "packed documents have their own log probabilities: off by " + std::to_string(worst));
-    check(std::abs(together.sum - loss) <= 1e-6 * loss, "packed documents have their own losses");
+    expect(worst <= 2e-5, "packed documents have their own log probabilities: off by " + std::to_string(worst));
+    expect(std::abs(together.sum - loss) <= 1e-6 * loss, "packed documents have their own losses");
     const std::vector<float> alone_gradients = gradients();
     double difference = 0, norm = 0;
     for (std::size_t index = 0; index < alone_gradients.size(); ++index) {
       difference += std::pow(packed_gradients[index] - alone_gradients[index], 2);
       norm += std::pow(alone_gradients[index], 2);
     }
-    check(difference <= 1e-10 * norm, "packed documents have their own gradients: off by " + std::to_string(std::sqrt(difference / norm)));
+    expect(difference <= 1e-10 * norm, "packed documents have their own gradients: off by " + std::to_string(std::sqrt(difference / norm)));
     // The next pass may have no first keys.
     const BatchLoss causal = model.accumulate({ids.tokens, ids.targets, 1, length}, 1.0f);
-    check(std::abs(causal.sum - loss) > 2e-5 * loss, "without first keys documents see each other: off by " + std::to_string((causal.sum - loss) / loss * 1e6) + "e-6");
+    expect(std::abs(causal.sum - loss) > 2e-5 * loss, "without first keys documents see each other: off by " + std::to_string((causal.sum - loss) / loss * 1e6) + "e-6");
   }
 }
 
@@ -293,16 +278,16 @@ void test_optimizer() {
   options.learning_rate = 0.1;
   options.weight_decay = 0.5;
   options.decay = DecayPolicy::matrices;
-  check(!std::isfinite(optimizer.step(options)), "the norm is reported");
-  check(read(engine.store.weights()) == initial, "an infinite gradient applies nothing");
+  expect(!std::isfinite(optimizer.step(options)), "the norm is reported");
+  expect(read(engine.store.weights()) == initial, "an infinite gradient applies nothing");
 
   // Zero gradients: only decay acts, and not on gains under "matrices".
-  check(optimizer.step(options) == 0, "the gradients were zeroed");
+  expect(optimizer.step(options) == 0, "the gradients were zeroed");
   const std::vector<float> decayed = read(engine.store.weights());
   for (const Parameter& parameter : model.layout().parameters) {
     const auto index = static_cast<std::size_t>(parameter.offset);
     const float expected = parameter.role == ParameterRole::gain ? initial[index] : initial[index] * 0.95f;
-    check(std::abs(decayed[index] - expected) <= 1e-6f, "decay of " + parameter.name);
+    expect(std::abs(decayed[index] - expected) <= 1e-6f, "decay of " + parameter.name);
   }
 
   // Clipping: the first step of Adam is sign-like, so look at the first moment: (1 - beta1) * clip / norm * gradient.
@@ -312,8 +297,8 @@ void test_optimizer() {
   gradients[1] = 4.0f;
   engine.store.write_gradients(0, model.layout().count, gradients.data());
   options.clip = 1.0;
-  check(std::abs(fresh.step(options) - 5.0) < 1e-6, "global norm");
-  check(std::abs(read(fresh.first_moment())[1] - 0.1f * 0.8f) < 1e-6f, "clipped to norm 1");
+  expect(std::abs(fresh.step(options) - 5.0) < 1e-6, "global norm");
+  expect(std::abs(read(fresh.first_moment())[1] - 0.1f * 0.8f) < 1e-6f, "clipped to norm 1");
 }
 
 void test_errors() {
@@ -322,34 +307,34 @@ void test_errors() {
   Llama& model = engine.llama;
   Ids ids = some_ids(6, config.vocab_size);
   ids.tokens[4] = 19;
-  check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "token 19 at index 4 (sequence 1, position 1)");
+  expect_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "token 19 at index 4 (sequence 1, position 1)");
   ids.tokens[4] = -1;
-  check_throws([&] { model.score({ids.tokens, ids.targets, 2, 3}); }, "token -1 at index 4");
+  expect_throws([&] { model.score({ids.tokens, ids.targets, 2, 3}); }, "token -1 at index 4");
   ids.tokens[4] = 0;
   ids.targets[5] = 400;
-  check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "target 400 at index 5");
+  expect_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3}, 1.0f); }, "target 400 at index 5");
   ids.targets[5] = 0;
   std::vector<std::int32_t> first_keys{0, 0, 2, 0, 1, 3};
-  check_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3, first_keys}, 1.0f); }, "first key 3 at index 5 must lie between 0 and its position 2");
+  expect_throws([&] { model.accumulate({ids.tokens, ids.targets, 2, 3, first_keys}, 1.0f); }, "first key 3 at index 5 must lie between 0 and its position 2");
   first_keys[5] = -1;
-  check_throws([&] { model.score({ids.tokens, ids.targets, 2, 3, first_keys}); }, "first key -1 at index 5");
+  expect_throws([&] { model.score({ids.tokens, ids.targets, 2, 3, first_keys}); }, "first key -1 at index 5");
   first_keys.pop_back();
-  check_throws([&] { model.logits({ids.tokens, {}, 2, 3, first_keys}); }, "first keys has 5 ids, but 2 sequences of 3 tokens are 6");
-  check_throws([&] { model.logits({ids.tokens, {}, 2, 4}); }, "tokens has 6 ids");
-  check_throws([&] { model.logits({ids.tokens, {}, 0, 4}); }, "at least 1");
+  expect_throws([&] { model.logits({ids.tokens, {}, 2, 3, first_keys}); }, "first keys has 5 ids, but 2 sequences of 3 tokens are 6");
+  expect_throws([&] { model.logits({ids.tokens, {}, 2, 4}); }, "tokens has 6 ids");
+  expect_throws([&] { model.logits({ids.tokens, {}, 0, 4}); }, "at least 1");
   float value = 0;
-  check_throws([&] { engine.store.weights().read(model.layout().count, 1, &value); }, "outside");
+  expect_throws([&] { engine.store.weights().read(model.layout().count, 1, &value); }, "outside");
   config.vocab_size = 0;
-  check_throws([&] { make_engine(config); }, "vocab_size must lie between 1 and");
+  expect_throws([&] { make_engine(config); }, "vocab_size must lie between 1 and");
   config = small_config(false);
   config.num_attention_heads = config.head_dim = config.hidden_size = 1 << 20;
-  check_throws([&] { make_engine(config); }, "too large");
+  expect_throws([&] { make_engine(config); }, "too large");
   config = small_config(false);
   config.num_key_value_heads = 3;
-  check_throws([&] { make_engine(config); }, "multiple of num_key_value_heads");
+  expect_throws([&] { make_engine(config); }, "multiple of num_key_value_heads");
   config.num_key_value_heads = 2;
   config.head_dim = 5;
-  check_throws([&] { make_engine(config); }, "head_dim must be even");
+  expect_throws([&] { make_engine(config); }, "head_dim must be even");
 }
 
 }  // namespace
@@ -366,6 +351,6 @@ int main() {
   test_documents();
   test_optimizer();
   test_errors();
-  if (failures == 0) std::printf("model_test: all checks passed\n");
-  return failures == 0 ? 0 : 1;
+  if (check::failures == 0) std::printf("model_test: all checks passed\n");
+  return check::failures == 0 ? 0 : 1;
 }

@@ -3,9 +3,9 @@
 #include <cublasLt.h>
 
 #include <cstddef>
-#include <type_traits>
 
 #include "native/device/cuda/cublaslt_declarations.h"
+#include "native/device/cuda/same_signature.h"
 
 namespace tinyllama::cublaslt {
 
@@ -34,31 +34,7 @@ static_assert(offsetof(HeuristicResult, workspace_bytes) == offsetof(cublasLtMat
 static_assert(offsetof(HeuristicResult, state) == offsetof(cublasLtMatmulHeuristicResult_t, state));
 static_assert(offsetof(HeuristicResult, waves) == offsetof(cublasLtMatmulHeuristicResult_t, wavesCount));
 
-// A signature as the calling convention sees it: every pointer alike, an enumeration as the int that carries it.
-template <class T>
-struct Passed {
-  using type = T;
-};
-template <class T>
-struct Passed<T*> {
-  using type = void*;
-};
-template <class T>
-  requires std::is_enum_v<T>
-struct Passed<T> {
-  static_assert(sizeof(T) == sizeof(int));
-  using type = int;
-};
-template <class Function>
-struct Signature;
-template <class Result, class... Arguments>
-struct Signature<Result (*)(Arguments...)> {
-  using type = typename Passed<Result>::type (*)(typename Passed<Arguments>::type...);
-};
-template <class Ours, class Theirs>
-inline constexpr bool agree = std::is_same_v<typename Signature<Ours>::type, typename Signature<Theirs>::type>;
-
-#define AGREES(function) static_assert(agree<decltype(Functions::function), decltype(&::function)>, #function)
+#define AGREES(function) static_assert(same_signature<decltype(Functions::function), decltype(&::function)>, #function)
 AGREES(cublasLtGetVersion);
 AGREES(cublasLtGetStatusString);
 AGREES(cublasLtCreate);

@@ -8,6 +8,7 @@
 
 #include "native/core/error.h"
 #include "native/device/cuda/library_folders.h"
+#include "native/device/cuda/library_function.h"
 
 namespace tinyllama::cublaslt {
 namespace {
@@ -16,12 +17,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* sonames[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
 const std::vector<std::string> wheels = {"nvidia/cu13/lib", "nvidia/cublas/lib"};
-
-template <class Function>
-bool resolve(void* handle, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(handle, name));
-  return function != nullptr;
-}
 
 // The first name that the library lacks, or null.
 const char* resolve_all(void* handle, Functions& to) {

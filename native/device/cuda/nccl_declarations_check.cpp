@@ -3,9 +3,15 @@
 #include <nccl.h>
 
 #include <cstddef>
-#include <type_traits>
 
 #include "native/device/cuda/nccl_declarations.h"
+#include "native/device/cuda/same_signature.h"
+
+// The id goes as its bytes.
+template <>
+struct tinyllama::Passed<ncclUniqueId> {
+  using type = tinyllama::nccl::UniqueId;
+};
 
 namespace tinyllama::nccl {
 
@@ -21,35 +27,7 @@ static_assert(offsetof(Config, cluster_size) == offsetof(ncclConfig_t, cgaCluste
 static_assert(offsetof(Config, least_blocks) == offsetof(ncclConfig_t, minCTAs) && offsetof(Config, most_blocks) == offsetof(ncclConfig_t, maxCTAs));
 static_assert(offsetof(Config, network) == offsetof(ncclConfig_t, netName) && offsetof(Config, split_shares) == offsetof(ncclConfig_t, splitShare));
 
-// A signature as the calling convention sees it: every pointer alike, an enumeration as the int that carries it, the id as its bytes.
-template <class T>
-struct Passed {
-  using type = T;
-};
-template <class T>
-struct Passed<T*> {
-  using type = void*;
-};
-template <>
-struct Passed<ncclUniqueId> {
-  using type = UniqueId;
-};
-template <class T>
-  requires std::is_enum_v<T>
-struct Passed<T> {
-  static_assert(sizeof(T) == sizeof(int));
-  using type = int;
-};
-template <class Function>
-struct Signature;
-template <class Result, class... Arguments>
-struct Signature<Result (*)(Arguments...)> {
-  using type = typename Passed<Result>::type (*)(typename Passed<Arguments>::type...);
-};
-template <class Ours, class Theirs>
-inline constexpr bool agree = std::is_same_v<typename Signature<Ours>::type, typename Signature<Theirs>::type>;
-
-#define AGREES(function) static_assert(agree<decltype(Functions::function), decltype(&::function)>, #function)
+#define AGREES(function) static_assert(same_signature<decltype(Functions::function), decltype(&::function)>, #function)
 AGREES(ncclGetVersion);
 AGREES(ncclGetUniqueId);
 AGREES(ncclCommInitRankConfig);

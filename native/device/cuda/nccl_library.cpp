@@ -7,17 +7,12 @@
 
 #include "native/core/error.h"
 #include "native/device/cuda/library_folders.h"
+#include "native/device/cuda/library_function.h"
 
 namespace tinyllama::nccl {
 namespace {
 
 constexpr const char* soname = "libnccl.so.2";
-
-template <class Function>
-bool resolve(void* handle, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(handle, name));
-  return function != nullptr;
-}
 
 // The first name that the library lacks, or null.
 const char* resolve_all(void* handle, Functions& to) {

@@ -13,30 +13,19 @@
 #include "native/distributed/open_communicator.h"
 #include "test/native/device_check.h"
 #include "test/native/distributed/mpirun.h"
+#include "test/native/distributed/rank_values.h"
 
 using namespace tinyllama;
 using check::expect;
 using check::same_bits;
-using check::values;
+using check::held;
+using check::summed;
 
 namespace {
 
 using Floats = std::vector<float>;
 
-// What rank r holds in case `number`, known to all.
-Floats held(int rank, std::int64_t count, std::uint64_t number) { return values(count, number * 64 + static_cast<std::uint64_t>(rank)); }
-
 Floats slice(const Floats& from, std::int64_t first, std::int64_t count) { return Floats(from.begin() + first, from.begin() + first + count); }
-
-// The sum over ranks, from rank 0 on, in fp32: the order that every backend on the host promises.
-Floats summed(int size, std::int64_t count, std::uint64_t number) {
-  Floats sum = held(0, count, number);
-  for (int r = 1; r < size; ++r) {
-    const Floats more = held(r, count, number);
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
-  }
-  return sum;
-}
 
 void check_all_gather(Communicator& ranks, std::int64_t count, std::uint64_t number, bool in_place) {
   const Floats own = held(ranks.rank(), count, number);

@@ -23,10 +23,13 @@
 #include "native/device/open_device.h"
 #include "native/distributed/open_communicator.h"
 #include "test/native/device_check.h"
+#include "test/native/distributed/rank_values.h"
 
 using namespace tinyllama;
 using check::expect;
 using check::same_bits;
+using check::held;
+using check::summed;
 using check::values;
 
 namespace {
@@ -34,8 +37,6 @@ namespace {
 using Floats = std::vector<float>;
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-Floats held(int rank, std::int64_t count, std::uint64_t number) { return values(count, number * 64 + static_cast<std::uint64_t>(rank)); }
 
 class Memory {
  public:
@@ -61,15 +62,6 @@ void expect_sum(const Floats& got, const Floats& want, int size, const std::stri
   bool close = got.size() == want.size();
   for (std::size_t i = 0; close && i < got.size(); ++i) close = std::abs(got[i] - want[i]) <= 1e-6f * static_cast<float>(size);
   expect(size <= 2 ? same_bits(got, want) : close, what);
-}
-
-Floats summed(int size, std::int64_t count, std::uint64_t number) {
-  Floats sum = held(0, count, number);
-  for (int r = 1; r < size; ++r) {
-    const Floats more = held(r, count, number);
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
-  }
-  return sum;
 }
 
 void check_one(Device& device, Communicator& ranks, std::int64_t count, std::uint64_t number) {

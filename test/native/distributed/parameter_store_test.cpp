@@ -10,20 +10,14 @@
 #include "native/device/cpu/cpu_device.h"
 #include "native/distributed/open_communicator.h"
 #include "native/training/training_engine.h"
+#include "test/native/checks.h"
 #include "test/native/distributed/late_communicator.h"
 #include "test/native/distributed/mpirun.h"
 
 using namespace tinyllama;
+using check::expect;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
 
 // Whether collectives run only when they are waited for, which shows a wait that is missing.
 bool late = false;
@@ -142,7 +136,7 @@ int run_rank() {
     check_training(world, {strategy, shard_size, false}, strategy == Strategy::fsdp, micro_batches);
     check_training(world, {strategy, shard_size, false, true}, strategy == Strategy::zero2, micro_batches - 1);
   }
-  return failures == 0 ? 0 : 1;
+  return check::failures == 0 ? 0 : 1;
 }
 
 }  // namespace
@@ -156,8 +150,8 @@ int main(int argument_count, char** arguments) {
   const std::string obstacle = check::mpi_obstacle();
   if (obstacle.empty())
     for (int ranks = 1; ranks <= 4; ++ranks) expect(check::mpirun(ranks, "--rank") == 0, "a world of " + std::to_string(ranks) + " under mpirun");
-  std::printf("%s\n", failures == 0 ? "parameter store: all as computed alone" : "parameter store: FAILED");
-  if (failures > 0) return 1;
+  std::printf("%s\n", check::failures == 0 ? "parameter store: all as computed alone" : "parameter store: FAILED");
+  if (check::failures > 0) return 1;
   if (obstacle.empty()) return 0;
   std::printf("skipped the ranks under mpirun: %s\n", obstacle.c_str());
   return 77;

@@ -9,18 +9,12 @@
 #include "native/distributed/open_communicator.h"
 #include "native/training/memory_plan.h"
 #include "native/training/training_engine.h"
+#include "test/native/checks.h"
 
 using namespace tinyllama;
+using check::expect;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
 
 constexpr std::int64_t batch = 2, length = 12;
 
@@ -58,7 +52,7 @@ Outcome train(const LlamaConfig& config, const CommunicatorOptions& world, const
   return {engine.device->memory_in_use(), loss};
 }
 
-void check(int size, int rank, const Sharding& sharding, DataType state, Recompute recompute, bool tied) {
+void check_rank(int size, int rank, const Sharding& sharding, DataType state, Recompute recompute, bool tied) {
   const LlamaConfig config = small_config(tied);
   const std::string what = "rank " + std::to_string(rank) + " of " + std::to_string(size) + ", strategy " +
                            std::to_string(static_cast<int>(sharding.strategy)) + (sharding.fixed_order ? ", fixed order" : "") +
@@ -76,10 +70,10 @@ void check_worlds() {
   for (const int size : {1, 8, 16, 64}) {
     for (const Strategy strategy : {Strategy::none, Strategy::zero2, Strategy::fsdp, Strategy::hsdp}) {
       const int shard_size = size == 1 ? 1 : 8;
-      check(size, size / 2, {strategy, shard_size, false}, DataType::f32, Recompute::none, false);
-      check(size, size - 1, {strategy, shard_size, true}, DataType::f32, Recompute::pointwise, true);
-      check(size, 1 % size, {strategy, shard_size, false, true}, DataType::f32, Recompute::gate_up, false);
-      check(size, 0, {strategy, shard_size, false}, DataType::bf16, Recompute::full, true);
+      check_rank(size, size / 2, {strategy, shard_size, false}, DataType::f32, Recompute::none, false);
+      check_rank(size, size - 1, {strategy, shard_size, true}, DataType::f32, Recompute::pointwise, true);
+      check_rank(size, 1 % size, {strategy, shard_size, false, true}, DataType::f32, Recompute::gate_up, false);
+      check_rank(size, 0, {strategy, shard_size, false}, DataType::bf16, Recompute::full, true);
     }
   }
 }
@@ -134,6 +128,6 @@ int main() {
   check_worlds();
   check_bytes_per_parameter();
   check_overhead();
-  std::printf("%s\n", failures == 0 ? "memory plan: every byte as planned" : "memory plan: FAILED");
-  return failures == 0 ? 0 : 1;
+  std::printf("%s\n", check::failures == 0 ? "memory plan: every byte as planned" : "memory plan: FAILED");
+  return check::failures == 0 ? 0 : 1;
 }
