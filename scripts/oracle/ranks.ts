@@ -3,7 +3,7 @@ import { Effect } from "effect"
 import { nothing, ownIndices } from "../../src/engine/TrainingStep.ts"
 import type { ModelOptions, Native, NativeModel } from "../../src/engine/Native.ts"
 import { openModel } from "../../src/engine/TrainingModel.ts"
-import { openWorld, ranksOf, type Strategy } from "../../src/engine/World.ts"
+import { openWorld, ranksOfModel, type Strategy } from "../../src/engine/World.ts"
 import type { Ranks } from "../../src/pipeline/StageType.ts"
 import { type Deviation, limits, relative, stepOf, toBatch, worst } from "./compare.ts"
 import type { OracleCase } from "./OracleCase.ts"
@@ -51,7 +51,7 @@ const runCase = async (model: NativeModel, oracle: OracleCase, ranks: Ranks): Pr
       model.write("weights", offset + from, values.subarray(from, to))
     )
   }
-  const { agree, worldSize } = ranksOf(model, ranks)
+  const { agree, worldSize } = ranksOfModel(model, ranks)
   const steps = []
   for (const [index, expected] of trajectory.steps.entries()) {
     const sequences = batches[index]!.flat().map((row) => toBatch([row]))

@@ -21,7 +21,7 @@ import {
   STATE,
   WEIGHTS
 } from "./CheckpointManifest.ts"
-import { alone, type CheckpointRanks } from "./CheckpointRanks.ts"
+import { alone, type TrainingRanks } from "./TrainingRanks.ts"
 import { folderName, stepsBelow, syncFolder, writeSynced } from "./Checkpoints.ts"
 import type { NativeModel, StateSnapshot } from "./Native.ts"
 import { storageFailure } from "./StorageFailure.ts"
@@ -44,7 +44,7 @@ const writingThreads = (place: StateSnapshot["place"]): number =>
       : availableParallelism()
 
 /** This rank's two files. Interrupted, it ends when nothing writes to them any more. */
-const writeShards = Effect.fnUntraced(function* (draft: string, snapshot: StateSnapshot, ranks: CheckpointRanks) {
+const writeShards = Effect.fnUntraced(function* (draft: string, snapshot: StateSnapshot, ranks: TrainingRanks) {
   const path = yield* Path.Path
   const names = ([WEIGHTS, OPTIMIZER] as const).map((name) => shardName(name, ranks.rank, ranks.worldSize))
   const [weights = "", optimizer = ""] = names.map((name) => path.join(draft, name))
@@ -82,7 +82,7 @@ const tellPublisher = Effect.fnUntraced(function* (draft: string, name: string, 
 })
 
 /** The other ranks' files, when all are there. */
-const filesOfOthers = Effect.fnUntraced(function* (draft: string, step: number, ranks: CheckpointRanks) {
+const filesOfOthers = Effect.fnUntraced(function* (draft: string, step: number, ranks: TrainingRanks) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const all: Array<CheckpointFile> = []
@@ -149,7 +149,7 @@ const publish = Effect.fnUntraced(function* (
 
 /** Writes the snapshot as the checkpoint of `state.step` below `root`; on all ranks, which share that folder. */
 const saveSnapshot = Effect.fn("CheckpointSave.saveSnapshot")(
-  function* (root: string, snapshot: StateSnapshot, state: TrainingProgress, ranks: CheckpointRanks) {
+  function* (root: string, snapshot: StateSnapshot, state: TrainingProgress, ranks: TrainingRanks) {
     const fs = yield* FileSystem.FileSystem
     const path = yield* Path.Path
     const draft = path.join(root, `.draft-${folderName(state.step)}`)
@@ -204,7 +204,7 @@ export const saveCheckpoint = Effect.fn("CheckpointSave.saveCheckpoint")(functio
   root: string,
   model: Pick<NativeModel, "snapshot">,
   state: TrainingProgress,
-  ranks: CheckpointRanks = alone
+  ranks: TrainingRanks = alone
 ) {
   const path = yield* Path.Path
   const snapshot = yield* takeSnapshot(model, state.step)
@@ -241,7 +241,7 @@ const seconds = Effect.map(Clock.currentTimeMillis, (millis) => millis / 1000)
 export const openSaver = Effect.fn("CheckpointSave.openSaver")(function* (
   root: string,
   model: Pick<NativeModel, "snapshot">,
-  ranks: CheckpointRanks
+  ranks: TrainingRanks
 ) {
   const scope = yield* Effect.scope
   const context = yield* Effect.context<FileSystem.FileSystem | Path.Path>()

@@ -8,7 +8,7 @@ import { availableParallelism } from "node:os"
 import { Effect, FileSystem, Path, Stream } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 import { COMPLETE, type Completion, DamagedCheckpoint, fileError, readCompletion, STATE } from "./CheckpointManifest.ts"
-import { alone, type CheckpointRanks, everyRank } from "./CheckpointRanks.ts"
+import { alone, type TrainingRanks, everyRank } from "./TrainingRanks.ts"
 import { locateState } from "./CheckpointShards.ts"
 import { load, type NativeModel, type NativeUnavailable } from "./Native.ts"
 import { nativeFailure } from "./TrainingModel.ts"
@@ -190,7 +190,7 @@ export type RestorableModel = Pick<NativeModel, "parameters" | "stateType" | "re
 const requireCommonView = Effect.fnUntraced(function* (
   root: string,
   steps: ReadonlyArray<number>,
-  ranks: CheckpointRanks
+  ranks: TrainingRanks
 ) {
   const views = yield* everyRank(ranks, [steps.length, steps.at(-1) ?? 0])
   const other = views.findIndex((view) => view.join() !== views[0]?.join())
@@ -210,7 +210,7 @@ export const restoreNewest = Effect.fn("Checkpoints.restoreNewest")(function* (
   root: string,
   model: RestorableModel,
   warn: (line: string) => void,
-  ranks: CheckpointRanks = alone
+  ranks: TrainingRanks = alone
 ) {
   const path = yield* Path.Path
   if (ranks.rank === 0) yield* Effect.mapError(settleInterruptedSaves(root), (error) => unreadable(root, error))

@@ -4,7 +4,7 @@
  */
 import { Clock, Effect, FileSystem, Path, type Scope } from "effect"
 import { Preempted, type Progress, StageError } from "../pipeline/StageType.ts"
-import { alone, type CheckpointRanks, everyRank } from "./CheckpointRanks.ts"
+import { alone, type TrainingRanks, everyRank } from "./TrainingRanks.ts"
 import { openSaver } from "./CheckpointSave.ts"
 import { folderName, pruneCheckpoints, restoreNewest, stepsBelow } from "./Checkpoints.ts"
 import { continueFrom } from "./Continuation.ts"
@@ -63,7 +63,7 @@ export interface TrainingSurroundings {
   readonly warn: (line: string) => void
   readonly stopRequested: () => boolean
   /** Of those that train together, in the same work folder; without: this one alone. */
-  readonly world?: CheckpointRanks | undefined
+  readonly world?: TrainingRanks | undefined
 }
 
 export interface TrainingOutcome {

@@ -4,7 +4,7 @@
  */
 import { Effect } from "effect"
 import type { Preempted, StageError } from "../pipeline/StageType.ts"
-import { type CheckpointRanks, everyRank } from "./CheckpointRanks.ts"
+import { type TrainingRanks, everyRank } from "./TrainingRanks.ts"
 import type { Batch, NativeModel } from "./Native.ts"
 
 /** A micro-batch; `inputTokens` counts its inputs without padding. */
@@ -32,10 +32,10 @@ const scoredTargets = ({ targets }: Batch): number =>
 const total = (values: ReadonlyArray<number>): number => values.reduce((sum, value) => sum + value, 0)
 
 /** Which of `count` micro-batches are this rank's. */
-export const ownIndices = ({ rank, worldSize }: CheckpointRanks, count: number): ReadonlyArray<number> =>
+export const ownIndices = ({ rank, worldSize }: TrainingRanks, count: number): ReadonlyArray<number> =>
   Array.from({ length: Math.max(0, Math.ceil((count - rank) / worldSize)) }, (_, round) => round * worldSize + rank)
 
-export const agreeOnStep = Effect.fnUntraced(function* (ranks: CheckpointRanks, own: ReadonlyArray<TrainingBatch>) {
+export const agreeOnStep = Effect.fnUntraced(function* (ranks: TrainingRanks, own: ReadonlyArray<TrainingBatch>) {
   const inputTokens = total(own.map((batch) => batch.inputTokens))
   const said = yield* everyRank(ranks, [total(own.map(scoredTargets)), inputTokens, own.length])
   return {
@@ -56,7 +56,7 @@ export interface StepSurroundings {
  */
 export const accumulateStep = Effect.fnUntraced(function* (
   model: Pick<NativeModel, "accumulate" | "discard">,
-  ranks: CheckpointRanks,
+  ranks: TrainingRanks,
   own: ReadonlyArray<TrainingBatch>,
   { counts, scored }: StepShape,
   { inEngine, stopRequested }: StepSurroundings
@@ -92,7 +92,7 @@ const inOrder = (byRank: ReadonlyArray<ArrayLike<number>>, counts: ReadonlyArray
 /** Mean loss of the scored targets of all batches, of which every rank has the same list; undefined where nothing is scored. */
 export const scoreAll = Effect.fnUntraced(function* (
   model: Pick<NativeModel, "score">,
-  ranks: CheckpointRanks,
+  ranks: TrainingRanks,
   batches: ReadonlyArray<Batch>,
   inEngine: StepSurroundings["inEngine"],
   interrupt: Effect.Effect<void, StageError | Preempted>

@@ -4,7 +4,7 @@ import { availableParallelism } from "node:os"
 import { join } from "node:path"
 import { Effect, Schema } from "effect"
 import { parameter, type Ranks, StageError } from "../pipeline/StageType.ts"
-import type { CheckpointRanks } from "./CheckpointRanks.ts"
+import type { TrainingRanks } from "./TrainingRanks.ts"
 import type { ModelOptions, Native, NativeModel, NativeWorld } from "./Native.ts"
 
 export const Strategy = Schema.Literals(["none", "zero2", "fsdp", "hsdp"])
@@ -178,7 +178,7 @@ const gpuOf = (communicator: NativeWorld["communicator"], { localRank }: Ranks, 
 }
 
 /** How the ranks of an open model agree on what they do. */
-export const ranksOf = (model: Pick<NativeModel, "exchange">, { rank, size }: Ranks): CheckpointRanks => ({
+export const ranksOfModel = (model: Pick<NativeModel, "exchange">, { rank, size }: Ranks): TrainingRanks => ({
   rank,
   worldSize: size,
   agree: size === 1 ? (values) => Promise.resolve(values) : (values) => model.exchange(values)

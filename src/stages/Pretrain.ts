@@ -13,7 +13,7 @@ import { train, type TrainingOutcome } from "../engine/Trainer.ts"
 import { openModel } from "../engine/TrainingModel.ts"
 import { requireGpuMemory } from "../engine/GpuMemory.ts"
 import type { NativeModel } from "../engine/Native.ts"
-import { ranksOf, shard_size, share_gradients, strategy, worldParameters } from "../engine/World.ts"
+import { ranksOfModel, shard_size, share_gradients, strategy, worldParameters } from "../engine/World.ts"
 import { recompute, trainingParameters } from "../engine/Compute.ts"
 import { Model, type ModelShape, parameterCount, trainingFlops } from "../model/Architecture.ts"
 import { passVocabulary } from "../model/CarriedVocabulary.ts"
@@ -213,7 +213,7 @@ export const pretrainStage = defineStage({
         `${(fit.bytes / 2 ** 30).toFixed(1)} of ${(fit.memory / 2 ** 30).toFixed(1)} GiB of GPU memory, in micro-batches of ${microBatch}`
       )
     const model = yield* openModel(shape, compute)
-    const world = ranksOf(model, ranks)
+    const world = ranksOfModel(model, ranks)
     log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks, ${used}` : ""}`)
     const { optimizer } = params
     const outcome = yield* train(

@@ -1,7 +1,7 @@
 /** What a pretraining computes in each step, and which part of it is this rank's. */
 import { Effect } from "effect"
 import type { Rows, SampleLoader } from "../data/SampleLoader.ts"
-import type { CheckpointRanks } from "../engine/CheckpointRanks.ts"
+import type { TrainingRanks } from "../engine/TrainingRanks.ts"
 import { chooseCompute, type ComputeWish } from "../engine/Compute.ts"
 import { withFewerRanks } from "../engine/FewerRanks.ts"
 import { largestMicroBatch } from "../engine/GpuMemory.ts"
@@ -155,7 +155,7 @@ export const trainingDataOf = Effect.fnUntraced(function* (
   data: SampleLoader,
   heldOut: SampleLoader,
   { microBatch, validationBlocks }: { readonly microBatch: number; readonly validationBlocks: number },
-  ranks: CheckpointRanks
+  ranks: TrainingRanks
 ) {
   const blocks = yield* heldOut.inOrder(0, Math.min(validationBlocks, heldOut.blocks))
   const validation = inBatches(blocks, data.seqLen, microBatch)

@@ -23,7 +23,7 @@ import { train } from "../engine/Trainer.ts"
 import { ownIndices, type TrainingBatch } from "../engine/TrainingStep.ts"
 import * as Native from "../engine/Native.ts"
 import { openModel } from "../engine/TrainingModel.ts"
-import { digestOf, openWorld, ranksOf, worldParameters } from "../engine/World.ts"
+import { digestOf, openWorld, ranksOfModel, worldParameters } from "../engine/World.ts"
 import { chooseCompute, recompute, trainingParameters } from "../engine/Compute.ts"
 import { trainingFlops } from "../model/Architecture.ts"
 import { loadWeights, readHfModel, weightsOf, writeHfModel } from "../model/HuggingFace.ts"
@@ -248,7 +248,7 @@ export const sftStage = defineStage({
       }
     })
     const model = yield* openModel(shape, compute)
-    const world = ranksOf(model, ranks)
+    const world = ranksOfModel(model, ranks)
     log(`computes on ${model.deviceName}${ranks.size > 1 ? `, ${ranks.size} ranks` : ""}`)
     const outcome = yield* train(
       model,

@@ -1,6 +1,6 @@
 /** Ranks that share out a tiny model, all in this process: each holds its own part, and they agree by promises. */
 import { Effect } from "effect"
-import { alone, type CheckpointRanks } from "../../src/engine/CheckpointRanks.ts"
+import { alone, type TrainingRanks } from "../../src/engine/TrainingRanks.ts"
 import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
 import type { ModelOptions, NativeModel, SavedKind } from "../../src/engine/Native.ts"
 import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
@@ -10,7 +10,7 @@ export const savedKinds: ReadonlyArray<SavedKind> = ["weights", "firstMoment", "
 
 export interface Rank {
   readonly model: NativeModel
-  readonly ranks: CheckpointRanks
+  readonly ranks: TrainingRanks
 }
 
 /** Values that all ranks have given, when all have. */

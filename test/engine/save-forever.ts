@@ -2,7 +2,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect } from "effect"
-import { alone } from "../../src/engine/CheckpointRanks.ts"
+import { alone } from "../../src/engine/TrainingRanks.ts"
 import { openSaver } from "../../src/engine/CheckpointSave.ts"
 import { stepsBelow } from "../../src/engine/Checkpoints.ts"
 import { progressAt, rankModels, refill } from "./rank-models.ts"

@@ -1,7 +1,7 @@
 /** Training states and checkpoints of a random model, as pretraining and the checkpoint stage leave them. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, FileSystem } from "effect"
-import { alone } from "../../src/engine/CheckpointRanks.ts"
+import { alone } from "../../src/engine/TrainingRanks.ts"
 import { saveCheckpoint } from "../../src/engine/CheckpointSave.ts"
 import type { TrainingProgress } from "../../src/engine/TrainingProgress.ts"
 import { openModel } from "../../src/engine/TrainingModel.ts"

@@ -1,8 +1,8 @@
-/** What checkpoints need of the ranks that train together: which one this is, and a way for all to know what each of them says. */
+/** The ranks that train together, as the training loop and its checkpoints see them: which one this is, and a way for all to know what each says. */
 import { Effect } from "effect"
 import { StageError } from "../pipeline/StageType.ts"
 
-export interface CheckpointRanks {
+export interface TrainingRanks {
   /** From 0. Rank 0 publishes. */
   readonly rank: number
   readonly worldSize: number
@@ -10,10 +10,10 @@ export interface CheckpointRanks {
   readonly agree: (values: Float64Array) => Promise<Float64Array>
 }
 
-export const alone: CheckpointRanks = { rank: 0, worldSize: 1, agree: (values) => Promise.resolve(values) }
+export const alone: TrainingRanks = { rank: 0, worldSize: 1, agree: (values) => Promise.resolve(values) }
 
 /** Each rank's values. */
-export const everyRank = Effect.fnUntraced(function* (ranks: CheckpointRanks, values: ReadonlyArray<number>) {
+export const everyRank = Effect.fnUntraced(function* (ranks: TrainingRanks, values: ReadonlyArray<number>) {
   const all = yield* Effect.tryPromise({
     try: () => ranks.agree(Float64Array.from(values)),
     catch: (cause) =>
